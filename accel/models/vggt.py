@@ -1,0 +1,65 @@
+"""VGGT: photographs to cameras, depth and points."""
+
+import torch
+from torch import Tensor, nn
+
+from accel.errors import AccelError
+from accel.layout import TokenLayout
+from accel.models.aggregator import Aggregator
+from accel.models.camera_head import CameraHead
+from accel.models.config import VGGTConfig
+from accel.models.dpt_head import DPTHead
+
+
+class VGGT(nn.Module):
+    """Visual Geometry Grounded Transformer (Wang et al., CVPR 2025), without the track head.
+
+    Parameter names are those of the official checkpoint. The aggregator keeps only the layers that the heads read,
+    and the dense heads run over `frames_per_chunk` frames at a time: memory grows neither with depth nor, beyond the
+    tokens and the outputs themselves, with the number of frames. Heads run in float32 also under autocast.
+    """
+
+    def __init__(self, config: VGGTConfig, frames_per_chunk: int = 4):
+        super().__init__()
+        self.config = config
+        self.frames_per_chunk = frames_per_chunk
+        self.aggregator = Aggregator(config)
+        self.camera_head = CameraHead(config)
+        self.depth_head = DPTHead(config, channels=1, activation="exp")
+        self.point_head = DPTHead(config, channels=3, activation="inv_log")
+
+    def layout(self, images: Tensor) -> TokenLayout:
+        """The token layout of a batch of images (B, S, 3, H, W) or (S, 3, H, W)."""
+        frames, _, height, width = images.shape[-4:]
+        size = self.config.patch_size
+        return TokenLayout(frames, self.config.special_tokens, height // size, width // size)
+
+    def check_images(self, images: Tensor) -> None:
+        """Raise AccelError unless images are (B, S, 3, H, W) with sides that are multiples of the patch size."""
+        if images.ndim != 5 or images.shape[2] != 3 or images.shape[1] < 1:
+            raise AccelError(f"images have shape {tuple(images.shape)}; give (batch, frames, 3, height, width)")
+        height, width = images.shape[-2:]
+        size = self.config.patch_size
+        if height % size or width % size:
+            raise AccelError(f"images are {height}x{width} pixels; both sides must be multiples of {size}")
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """images (B, S, 3, H, W) in [0, 1] -> pose_enc (B, S, 9), depth (B, S, H, W, 1), depth_conf (B, S, H, W),
+        world_points (B, S, H, W, 3), world_points_conf (B, S, H, W); lengths in units of the scene scale."""
+        self.check_images(images)
+        return self.heads(self.aggregator(images), *images.shape[-2:])
+
+    def heads(self, kept: dict[int, Tensor], height: int, width: int) -> dict[str, Tensor]:
+        """The predictions from the kept layers of the aggregator."""
+        special, chunk = self.config.special_tokens, self.frames_per_chunk
+        with torch.autocast(next(iter(kept.values())).device.type, enabled=False):
+            pose = self.camera_head(kept[self.config.depth - 1][:, :, 0].float())
+            depth, depth_conf = self.depth_head(kept, height, width, special, chunk)
+            points, points_conf = self.point_head(kept, height, width, special, chunk)
+        return {
+            "pose_enc": pose,
+            "depth": depth,
+            "depth_conf": depth_conf,
+            "world_points": points,
+            "world_points_conf": points_conf,
+        }

@@ -1,0 +1,124 @@
+"""What an attention policy is: a lighter measure of keys for one global-attention layer, with its price."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from accel.attend import without_autocast
+from accel.errors import AccelError
+from accel.layout import TokenLayout
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations and bytes moved to and from memory by one layer; costs add and scale."""
+
+    flops: float = 0.0
+    bytes: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.bytes + other.bytes)
+
+    def __mul__(self, times: float) -> Cost:
+        return Cost(self.flops * times, self.bytes * times)
+
+    __rmul__ = __mul__
+
+
+def attention_cost(queries: float, keys: float, D: int, H: int, *, itemsize: int = 4) -> Cost:
+    """Cost of fused attention: 4*Nq*Nk*D*H operations (q.k and A.v), and q, k, v read and the output written once."""
+    return Cost(4.0 * queries * keys * D * H, 2.0 * (queries + keys) * D * H * itemsize)
+
+
+@dataclass(frozen=True)
+class Policy(ABC):
+    """How one global-attention layer computes its output; a frozen dataclass whose fields are JSON values.
+
+    A subclass sets `name` and `special_keys`, and supplies `_attend`, `cost`, `keys_per_query`, `describe`,
+    `examples`, and `check` where it cannot serve every layout.
+    """
+
+    name: ClassVar[str]
+    """The value of "policy" in JSON; unique."""
+    special_keys: ClassVar[Literal["all", "own frame"]]
+    """The promise about special tokens: every query sees those of all frames, or those of its own frame only."""
+
+    def check(self, layout: TokenLayout) -> None:  # noqa: B027  (a policy that serves every layout keeps this one)
+        """Raise AccelError when the policy cannot be applied to this layout."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, *, scale: float | None = None) -> Tensor:
+        """The layer's attention output, (B, H, N, D), for q, k, v of that shape; scale defaults to D**-0.5.
+
+        Under autocast q, k, v are cast to its dtype first, as F.scaled_dot_product_attention does.
+        """
+        if not (q.ndim == 4 and q.shape == k.shape == v.shape):
+            raise AccelError(
+                f"policy {self.name!r} needs q, k, v of one shape (B, H, N, D), got "
+                f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+            )
+        layout.check(q.shape[2])
+        self.check(layout)
+        if torch.is_autocast_enabled(q.device.type):
+            q, k, v = (t.to(torch.get_autocast_dtype(q.device.type)) for t in (q, k, v))
+        with without_autocast(q):
+            return self._attend(q, k, v, layout, q.shape[-1] ** -0.5 if scale is None else scale)
+
+    @abstractmethod
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, scale: float) -> Tensor:
+        """`attend` after the checks."""
+
+    @abstractmethod
+    def cost(self, layout: TokenLayout, D: int, H: int, *, itemsize: int = 4) -> Cost:
+        """Cost of `attend` for one layer at batch 1; itemsize in bytes per element of q."""
+
+    @abstractmethod
+    def keys_per_query(self, layout: TokenLayout) -> float:
+        """Keys that enter the softmax of a query, averaged over the queries."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One line for the schedule's table."""
+
+    @classmethod
+    @abstractmethod
+    def examples(cls) -> tuple[Policy, ...]:
+        """Instances that cover every option; the test battery runs on each."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary: {"policy": name, field: value, ...}; `policy_from_dict` inverts it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {"policy": self.name} | {key: list(x) if isinstance(x, tuple) else x for key, x in values.items()}
+
+
+def registry() -> dict[str, type[Policy]]:
+    """Every policy class that has been imported, by name, sorted; importing `accel.policies` imports ours."""
+    found: dict[str, type[Policy]] = {}
+    open_classes: list[type[Policy]] = [Policy]
+    while open_classes:
+        for cls in open_classes.pop().__subclasses__():
+            open_classes.append(cls)
+            if "name" in vars(cls):
+                if found.setdefault(cls.name, cls) is not cls:
+                    raise AccelError(f"two policies are named {cls.name!r}: {found[cls.name]} and {cls}; rename one")
+    return dict(sorted(found.items()))
+
+
+def policy_from_dict(data: Mapping[str, Any]) -> Policy:
+    """The policy that `Policy.to_dict` wrote; fields left out take their defaults."""
+    known = registry()
+    name = data.get("policy") if isinstance(data, Mapping) else None
+    if not isinstance(name, str) or name not in known:
+        raise AccelError(f'"policy": {name!r} is not one of {list(known)} in {data!r}')
+    cls = known[name]
+    names = [field.name for field in fields(cls) if field.init]
+    unknown = sorted(set(data) - {"policy", *names})
+    if unknown:
+        raise AccelError(f"policy {name!r} has no field {', '.join(map(repr, unknown))}; its fields are {names}")
+    values = {key: tuple(x) if isinstance(x, list) else x for key, x in data.items() if key != "policy"}
+    return cls(**values)

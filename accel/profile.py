@@ -1,0 +1,375 @@
+"""What a few frames tell about every global-attention layer: `probe` measures it, a `Profile` keeps it.
+
+A profile holds, per layer and head, spectra, entropies and class statistics (`accel.statistics`); per layer and candidate
+policy the error of the attention output; and per layer the sensitivity of the model's outputs to such an error.
+Predictors carry it to other numbers of frames, `accel.schedule.plan` decides by it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor, nn
+
+from accel.errors import AccelError
+from accel.layout import TokenLayout
+from accel.models.config import VGGTConfig
+from accel.outputs import output_difference
+from accel.patch import observe, patch, record
+from accel.policies import Exact, Frame, Policy, Subsample, policy_from_dict
+from accel.provenance import provenance
+from accel.sites import sites
+from accel.spectra import DENSE_UP_TO, attention_spectrum
+from accel.statistics import (
+    CLASSES,
+    PATCH_CLASSES,
+    VECTORS,
+    mean_statistics,
+    option_errors,
+    query_statistics,
+    sample_queries,
+    token_energies,
+)
+from meanfield.params import RankParams
+from meanfield.ranks import effective_rank
+
+LONG_NAMES = {
+    "singular_value": "singular values of the attention matrix, descending",
+    "small_singular_value": "singular values at the smaller probe, descending",
+    "frobenius": "Frobenius norm of the attention matrix",
+    "stable_rank": "stable rank",
+    "participation_ratio": "participation ratio",
+    "effective_rank": "effective rank (Roy and Vetterli)",
+    "effective_rank_energy": "effective rank of the energies",
+    "entropy": "mean entropy of the rows",
+    "query_mean": "|mean query|^2 / mean |query|^2",
+    "key_mean": "|mean key|^2 / mean |key|^2",
+    "logit_mean": "mean logit",
+    "logit_variance": "variance of the logits over keys, mean over queries",
+    "token_energy": "token energies: global mean, between frames, within frames",
+    "token_effective_rank": "effective rank (Roy and Vetterli) of the token matrix",
+    "option_error": "relative rms error of the attention output",
+    "output_error": "output difference (total) with this policy in this layer only",
+    "sensitivity": "output difference per relative error of the attention output",
+    "mass": "attention mass of a class of keys",
+    "squared": "sum of squared attention over a class of patch keys",
+    "square_energy": "mean |v|^2 under squared attention over a class of patch keys",
+    "gram": "inner products of class outputs and mean values",
+    "patch_logit": "mean logit over patches outside frame 0, minus log-sum-exp",
+    "query": "token index of the sampled query",
+}
+_FLOOR = 1e-3
+"""Relative errors below this are taken as this in a sensitivity: a ratio of two roundings says nothing."""
+_PARTIAL = 64
+"""Singular values kept where the probe is too large for all of them."""
+
+
+def default_options(layout: TokenLayout) -> tuple[Policy, ...]:
+    """The candidate policies that this layout allows: exact, frame, subsample at strides 2 to 16, AVGGT's at 4."""
+    options = (Exact(), Frame(), *(Subsample(stride=s, fill="shrink") for s in (2, 4, 8, 16)), Subsample.avggt(4))
+    return tuple(policy for policy in options if _allows(policy, layout))
+
+
+def _allows(policy: Policy, layout: TokenLayout) -> bool:
+    try:
+        policy.check(layout)
+    except AccelError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """Measurements of a probe as a Dataset; see `probe` for its variables. Save and load as netCDF."""
+
+    data: xr.Dataset
+
+    def __post_init__(self) -> None:
+        missing = [name for name in ("option_error", "sensitivity", "mass", "gram") if name not in self.data]
+        if missing:
+            raise AccelError(f"the dataset has no {missing}; make a profile by probe(model, images)")
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The layout of the probe."""
+        return TokenLayout.from_dict(json.loads(self.data.attrs["layout"]))
+
+    @property
+    def layers(self) -> int:
+        return self.data.sizes["layer"]
+
+    @property
+    def heads(self) -> int:
+        return self.data.sizes["head"]
+
+    @property
+    def config(self) -> VGGTConfig:
+        """The configuration of the model that was probed."""
+        return VGGTConfig.from_json(self.data.attrs["config"])
+
+    @property
+    def measured(self) -> tuple[Policy, ...]:
+        """The policies whose error was measured."""
+        return tuple(policy_from_dict(d) for d in json.loads(self.data.attrs["measured"]))
+
+    @property
+    def options(self) -> tuple[Policy, ...]:
+        """The candidates that the probe was asked for, what `plan` chooses from."""
+        return self.measured[: int(self.data.attrs["candidates"])]
+
+    def check(self, layout: TokenLayout) -> None:
+        """Raise AccelError unless `layout` differs from the probe's in the number of frames only."""
+        if replace(layout, frames=self.layout.frames) != self.layout:
+            raise AccelError(f"the profile was made at {self.layout}, not the grid of {layout}; probe images of that size")
+
+    def option_error(self, policies: Sequence[Policy]) -> np.ndarray:
+        """Relative rms error of the attention output at the probe, (layer, option); exact needs no measurement."""
+        options, columns = self.measured, []
+        for policy in policies:
+            if policy in options:
+                columns.append(self.data["option_error"].values[:, options.index(policy)])
+            elif policy == Exact():
+                columns.append(np.zeros(self.layers))
+            else:
+                raise AccelError(f"{policy} was not probed; probe with options=(..., {policy!r})")
+        return np.stack(columns, -1)
+
+    def sensitivity(self, policies: Sequence[Policy]) -> np.ndarray:
+        """Output difference per relative attention error, (layer, option): each policy has the kind of its class,
+        "frame" or else "subsample" (the one that was measured, where only one was)."""
+        kinds = list(self.data["kind"].values)
+        values = self.data["sensitivity"].values
+        return np.stack([values[:, kinds.index(p.name) if p.name in kinds else len(kinds) - 1] for p in policies], -1)
+
+    def rank_params(self, *, name: str = "probe") -> RankParams:
+        """Parameters of meanfield.predict_rank from this probe. AccelError for fewer than 4 layers, or where the probe
+        was too large for all singular values."""
+        data, layout = self.data, self.layout
+        if self.layers < 4:
+            raise AccelError(f"the rank prediction fits at least 4 layers, this model has {self.layers}")
+        if data.sizes["k"] < layout.tokens:
+            raise AccelError(
+                f"the probe kept {data.sizes['k']} of {layout.tokens} singular values; probe fewer tokens "
+                f"(at most {DENSE_UP_TO}) for the rank prediction"
+            )
+        arrays = {
+            "singular_values": data["singular_value"].values,
+            "frames": layout.frames,
+            "tokens_per_frame": layout.tokens_per_frame,
+            "head_dim": self.config.head_dim,
+            "entropy": data["entropy"].values,
+            "token_energies": data["token_energy"].values,
+            "small_singular_values": data["small_singular_value"].values,
+            "small_frames": int(data.attrs["small_frames"]),
+            "token_effective_rank": data["token_effective_rank"].values,
+            "channels": self.config.embed_dim,
+        }
+        return RankParams.from_probe(arrays, name=name)
+
+    def save(self, path: Path | str) -> None:
+        """Write a netCDF file, whole or not at all."""
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        encoding = {name: {"zlib": True} for name in ("gram", "singular_value", "small_singular_value")}
+        self.data.to_netcdf(part, engine="h5netcdf", encoding=encoding)
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Profile:
+        """The inverse of `save`."""
+        path = Path(path)
+        if not path.is_file():
+            raise AccelError(f"no profile at {path}; make one by probe(model, images).save(path)")
+        with xr.open_dataset(path, engine="h5netcdf") as data:
+            return cls(data.load())
+
+
+@dataclass(frozen=True)
+class _Only:
+    """A schedule with one policy in one layer and exact attention elsewhere."""
+
+    layout: TokenLayout
+    policies: tuple[Policy, ...]
+
+
+def _only(layout: TokenLayout, layers: int, layer: int, policy: Policy) -> _Only:
+    return _Only(layout, tuple(policy if i == layer else Exact() for i in range(layers)))
+
+
+def _kinds(options: Sequence[Policy], layout: TokenLayout) -> dict[str, Policy]:
+    """The perturbing policies: frame, and the coarsest of the others."""
+    rest = [p for p in options if p.name not in ("exact", "frame")]
+    kinds = {"frame": Frame()}
+    if rest:
+        kinds["subsample"] = min(rest, key=lambda p: p.keys_per_query(layout))
+    return kinds
+
+
+def probe(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    frames: int = 4,
+    options: Sequence[Policy] | None = None,
+    queries: int = 256,
+    generator: torch.Generator,
+    progress: bool = True,
+) -> Profile:
+    """Statistics of every global-attention layer from the first `frames` images; 2 L + 2 forwards of few frames.
+
+    images (1, S, 3, H, W) in [0, 1]; fewer than `frames` are taken as they are, at least 3. options default to
+    `default_options`; those the layout does not allow are left out. queries: rows sampled per head (by `generator`,
+    on the CPU) for the class statistics. The progress bar goes to stderr.
+
+    Variables: (layer, head, k) singular_value, all of them up to N = 1200, else 64, and small_singular_value at
+    frames // 2 (at least 2); (layer, head) frobenius, entropy, ranks as in `measure_spectra`, query_mean, key_mean,
+    logit_mean, logit_variance; (depth, energy) token_energy before the first pair and after each, token_effective_rank
+    (layer); option_error (layer, option); output_error and sensitivity (layer, kind); the class statistics of
+    `accel.statistics` over (layer, head, query, ...).
+    """
+    images, layout, small = _frames(model, images, frames)
+    options = default_options(layout) if options is None else tuple(p for p in options if _allows(p, layout))
+    kinds = _kinds(options, layout)
+    measured = [*options, *(p for p in kinds.values() if p not in options)]
+    depth = len(sites(model))
+    index = sample_queries(layout, queries, generator)
+    columns = (TextColumn("probe, {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with torch.no_grad(), Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
+        task = bar.add_task("attention", total=2 * depth + len(kinds) * depth)
+        reference, values, tokens = _measure(model, images, layout, measured, index, generator, lambda: bar.advance(task))
+        bar.update(task, description=f"{small} frames")
+        less = _spectra(model, images[:, :small], generator, lambda: bar.advance(task))
+        bar.update(task, description="sensitivity")
+        output_error = np.zeros((depth, len(kinds)))
+        for layer in range(depth):
+            for j, policy in enumerate(kinds.values()):
+                with patch(model, _only(layout, depth, layer, policy)):
+                    output_error[layer, j] = output_difference(reference, model(images))["total"]
+                bar.advance(task)
+    errors = values.pop("option_error")
+    floor = np.maximum(errors[:, [measured.index(p) for p in kinds.values()]], _FLOOR)
+    variables: dict[str, Any] = {
+        **values,
+        **tokens,
+        "small_singular_value": (("layer", "head", "k_small"), less),
+        "option_error": (("layer", "option"), errors),
+        "output_error": (("layer", "kind"), output_error),
+        "sensitivity": (("layer", "kind"), output_error / floor),
+        "query": (("query",), index.numpy()),
+    }
+    coords = {
+        "layer": np.arange(depth),
+        "kind": list(kinds),
+        "option": [p.describe() for p in measured],
+        "energy": ["mean", "between", "within"],
+        "key_class": list(CLASSES),
+        "patch_class": list(PATCH_CLASSES),
+        "vector": list(VECTORS),
+        "vector_2": list(VECTORS),
+    }
+    data = xr.Dataset(variables, coords=coords)
+    for name in data.data_vars:
+        data[name].attrs = {"long_name": LONG_NAMES[name], "units": "nat" if name == "entropy" else "1"}
+    parameter = next(model.parameters())
+    data.attrs = provenance(device=parameter.device, dtype=parameter.dtype, seed=generator.initial_seed()) | {
+        "layout": json.dumps(layout.to_dict()),
+        "small_frames": small,
+        "measured": json.dumps([p.to_dict() for p in measured]),
+        "candidates": len(options),
+        "config": model.config.to_json(),
+        "tokens": layout.tokens,
+        "frames": layout.frames,
+    }
+    return Profile(data)
+
+
+def _frames(model: nn.Module, images: Tensor, frames: int) -> tuple[Tensor, TokenLayout, int]:
+    """The probe's images, their layout, and the number of frames of the smaller probe."""
+    if images.ndim != 5 or images.shape[0] != 1:
+        raise AccelError(f"images have shape {tuple(images.shape)}; give one scene, (1, frames, 3, height, width)")
+    frames = min(frames, images.shape[1])
+    if frames < 3:
+        raise AccelError(
+            f"a probe of {frames} frames cannot tell frame 0, the own frame and the others apart; "
+            "give at least 3 images (for fewer, exact attention is cheap)"
+        )
+    if not hasattr(model, "config"):
+        raise AccelError(f"{type(model).__qualname__} has no .config, so its cost is unknown; load it by load_model")
+    images = images[:, :frames]
+    return images, model.layout(images), max(2, frames // 2)
+
+
+def _measure(model, images, layout, options, index, generator, advance):
+    """One exact forward: the prediction, the variables over layers, and those over the residual stream."""
+    layers: dict[int, dict[str, np.ndarray]] = {}
+    energies, ranks = {}, {}
+
+    def measure(layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+        spectrum = _spectrum(q, k, generator, layer)
+        found = {name: x.values for name, x in spectrum.items() if name in LONG_NAMES}
+        for values in (mean_statistics(q[0], k[0]), query_statistics(q[0], k[0], v[0], layout, index)):
+            found |= {name: x.cpu().numpy() for name, x in values.items()}
+        found["gram"] = found["gram"].astype(np.float32)
+        found["option_error"] = np.array(option_errors(q, k, v, layout, options))
+        layers[layer] = found
+        advance()
+
+    def stream(i: int, args: tuple, output: Tensor) -> None:
+        x = (args[0] if i == 0 else output).reshape(layout.tokens, -1)
+        energies[i] = token_energies(x, layout)
+        if i:
+            ranks[i - 1] = effective_rank(torch.linalg.svdvals(x.float()).double().cpu().numpy())
+
+    trunk = model.aggregator
+    with record(model, measure), observe([trunk.frame_blocks[0], *trunk.global_blocks], stream):
+        reference = model(images)
+    dims = {
+        "singular_value": ("k",),
+        "mass": ("query", "key_class"),
+        "squared": ("query", "patch_class"),
+        "square_energy": ("query", "patch_class"),
+        "gram": ("query", "vector", "vector_2"),
+        "patch_logit": ("query",),
+    }
+    order = sorted(layers)
+    stacked = {name: np.stack([layers[layer][name] for layer in order]) for name in layers[0]}
+    values = {
+        name: x if name == "option_error" else (("layer", "head", *dims.get(name, ())), x)
+        for name, x in stacked.items()
+    }
+    tokens = {
+        "token_energy": (("depth", "energy"), np.array([energies[i] for i in sorted(energies)])),
+        "token_effective_rank": (("layer",), np.array([float(ranks[i]) for i in sorted(ranks)])),
+    }
+    return reference, values, tokens
+
+
+def _spectrum(q: Tensor, k: Tensor, generator: torch.Generator, layer: int) -> xr.Dataset:
+    tokens = q.shape[2]
+    count = tokens if tokens <= DENSE_UP_TO else _PARTIAL
+    try:
+        return attention_spectrum(q[0], k[0], generator=generator, count=count, method="auto")
+    except AccelError as error:
+        raise AccelError(f"layer {layer}: {error}") from error
+
+
+def _spectra(model, images, generator, advance) -> np.ndarray:
+    """Singular values (layer, head, k) of another exact forward."""
+    found = {}
+
+    def measure(layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+        found[layer] = _spectrum(q, k, generator, layer)["singular_value"].values
+        advance()
+
+    with record(model, measure):
+        model(images)
+    return np.stack([found[layer] for layer in sorted(found)])

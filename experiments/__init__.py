@@ -1,0 +1,1 @@
+"""Experiments on `meanfield` and `accel`: one claim, one file, one verdict; imported by nobody."""

@@ -1,0 +1,163 @@
+"""Closed forms of token and attention ranks for equiangular and Gaussian measures.
+
+gamma = mean pairwise cosine, g = 1 - gamma the spread, N tokens, d dimensions, s^2 the variance of a row of logits.
+Each function returns a dict of float64 arrays in the broadcast shape of its arguments, dimensionless unless said.
+Source: shared/theory.md sections 2.1 and 3.1 to 3.5; checked against dense SVD in tests/meanfield/test_closed_forms.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import betaln, digamma, xlogy
+
+from meanfield._checks import Array, finite, in_range, token_count
+
+
+def equiangular_token_ranks(tokens: ArrayLike, spread: ArrayLike, dim: ArrayLike | None = None) -> dict[str, Array]:
+    """Ranks of N unit tokens with every pair at cosine gamma = 1 - g: Gram eigenvalues 1 + (n - 1) gamma, 1 - gamma (n
+    - 1 times).
+
+    stable rank n/(1 + (n - 1) gamma), participation ratio n/(1 + (n - 1) gamma^2), effective ranks from the
+    eigenvalues, centred = n - 1 (all centred measures). Exact with n = N when `dim` is None (needs d >= N); with `dim`,
+    isotropic tokens around their mean and n = 1/(1/N + 1/d): approximate, within about 1/sqrt(N d).
+    ValueError when g is outside [0, 1], N < 2 or d < 1.
+    """
+    n = effective_count(tokens, dim)
+    g = in_range("spread", spread, 0.0, 1.0, remedy="g = 1 - mean cosine; negative mean cosines are outside this model")
+    top, rest = 1.0 + (n - 1.0) * (1.0 - g), g
+    count = n - 1.0
+    return {
+        "effective_rank": _two_level_rank(np.sqrt(top), np.sqrt(rest), count),
+        "effective_rank_energy": _two_level_rank(top, rest, count),
+        "stable_rank": n / top,
+        "participation_ratio": n / (1.0 + count * (1.0 - g) ** 2),
+        "centred": np.broadcast_to(count, top.shape).copy(),
+    }
+
+
+def effective_count(tokens: ArrayLike, dim: ArrayLike | None = None) -> Array:
+    """n = 1/(1/N + 1/d), the centred participation ratio of N isotropic tokens in d dimensions; N without `dim`."""
+    n = token_count(tokens, least=2.0)
+    if dim is None:
+        return n
+    d = in_range("dim", dim, 1.0, remedy="give the dimension the token cloud spans")
+    return np.maximum(1.0 / (1.0 / n + 1.0 / d), 1.0)
+
+
+def contraction(spread: ArrayLike, beta: ArrayLike, tokens: ArrayLike) -> Array:
+    """delta = (1 - e^{-beta g})/(1 + (N - 1) e^{-beta g}), second eigenvalue of attention between equiangular tokens.
+
+    Exact; in [0, 1). beta is the logit of a token with itself, N the number of tokens. ValueError outside g in [0, 2],
+    beta >= 0.
+    """
+    g = in_range("spread", spread, 0.0, 2.0, remedy="g = 1 - cosine")
+    b = in_range("beta", beta, 0.0, remedy="attractive logits only: V = I, Q^T K = beta I with beta >= 0")
+    return -np.expm1(-b * g) / (1.0 + (token_count(tokens) - 1.0) * np.exp(-b * g))
+
+
+def equiangular_attention_ranks(tokens: ArrayLike, spread: ArrayLike, beta: ArrayLike) -> dict[str, Array]:
+    """Ranks of attention between equiangular tokens: singular values 1 and delta (N - 1 times), see `contraction`.
+    Exact."""
+    n = token_count(tokens, least=2.0)
+    delta = contraction(spread, beta, n)
+    one = np.ones_like(delta)
+    return {
+        "effective_rank": _two_level_rank(one, delta, n - 1.0),
+        "effective_rank_energy": _two_level_rank(one, delta**2, n - 1.0),
+        "stable_rank": 1.0 + (n - 1.0) * delta**2,
+        "participation_ratio": (1.0 + (n - 1.0) * delta**2) ** 2 / (1.0 + (n - 1.0) * delta**4),
+    }
+
+
+def gaussian_logit_ranks(tokens: ArrayLike, logit_variance: ArrayLike) -> dict[str, Array]:
+    """Softmax of Gaussian logits of row variance s^2: entropy ln N - s^2/2 (nats), Renyi-2 entropy ln N - s^2, |A|_F^2
+    = e^{s^2}.
+
+    stable_rank = e^{s^2} (leading singular value 1). For i.i.d. logits also second_singular_value 2 sqrt((e^{s^2} -
+    1)/N), participation_ratio e^{2 s^2}/(1 + 2 (e^{s^2} - 1)^2/N) and the effective ranks of a quarter-circle bulk;
+    structured logits (q.k in few dimensions) share only the first four. Limit of large N: second moments hold for s^2 <
+    ln(N)/2 (`condensed` tells), the entropy for s^2 < 2 ln N. ValueError beyond 2 ln N, where rows sit on single keys.
+    """
+    n = token_count(tokens, least=2.0)
+    s2 = in_range("logit_variance", logit_variance, 0.0, remedy="a variance is not negative")
+    limit = 2.0 * np.log(n)
+    if np.any(s2 > limit):
+        worst = np.broadcast_to(s2, np.broadcast(s2, n).shape)[s2 > limit].flat[0]
+        raise ValueError(
+            f"logit_variance={worst:g} exceeds 2 ln N={np.min(limit):.4g}: the rows have condensed on single keys; "
+            "use measured singular values (meanfield.extrapolation)"
+        )
+    bulk = np.expm1(s2)
+    energy = 1.0 + bulk
+    nuclear = 8.0 / (3.0 * np.pi) * np.sqrt(n * bulk)
+    total = 1.0 + nuclear
+    log_bulk_sum = nuclear * np.log(_QUARTER * n) - xlogy(nuclear, nuclear)
+    log_energy_sum = bulk * np.log(_QUARTER_ENERGY * n) - xlogy(bulk, bulk)
+    return {
+        "entropy": np.log(n) - s2 / 2.0,
+        "renyi2_entropy": np.log(n) - s2,
+        "frobenius": np.sqrt(energy),
+        "stable_rank": energy,
+        "second_singular_value": 2.0 * np.sqrt(bulk / n),
+        "participation_ratio": energy**2 / (1.0 + 2.0 * bulk**2 / n),
+        "effective_rank": np.exp(np.log(total) + log_bulk_sum / total),
+        "effective_rank_energy": np.exp(np.log(energy) + log_energy_sum / energy),
+    }
+
+
+def gaussian_qk_ranks(covariance_eigenvalues: ArrayLike) -> dict[str, Array]:
+    """Softmax attention between Gaussian queries and keys in the limit N -> infinity, from the c_a of one head.
+
+    Keys whitened, y ~ N(0, I); queries z = Sigma_k^{1/2} q / sqrt(d_h) ~ N(0, diag c). With R_a = sqrt((1 + 2 c_a)/(1 -
+    2 c_a)), r_a = (R_a - 1)/(R_a + 1), lambda_a = (1 - r_a)/sqrt(1 - 2 c_a), the squared singular values are
+    prod_a lambda_a r_a^{n_a}: leading_singular_value sqrt(prod lambda_a), stable_rank prod 1/(1 - r_a),
+    participation_ratio prod (1 + r_a)/(1 - r_a), effective ranks in closed form. Shapes: (..., D) -> (...). A query
+    mean tilts all rows alike and multiplies the leading mode; it is not included. Exact at N = infinity; the effective
+    ranks are far above those of a finite N. ValueError unless 0 <= c_a < 1/2.
+    """
+    c = finite("covariance_eigenvalues", covariance_eigenvalues)
+    if c.ndim == 0 or c.shape[-1] == 0:
+        raise ValueError(f"covariance_eigenvalues has shape {c.shape}; the last axis runs over the head dimension")
+    if np.any((c < 0.0) | (c >= 0.5)):
+        worst = c[(c < 0.0) | (c >= 0.5)].flat[0]
+        raise ValueError(
+            f"covariance_eigenvalues contains {worst:g}, outside [0, 1/2): the second moments diverge; "
+            "use measured singular values (meanfield.extrapolation)"
+        )
+    root = np.sqrt((1.0 + 2.0 * c) / (1.0 - 2.0 * c))
+    r = (root - 1.0) / (root + 1.0)
+    leading = (1.0 - r) / np.sqrt(1.0 - 2.0 * c)
+    return {
+        "leading_singular_value": np.sqrt(leading.prod(-1)),
+        "stable_rank": (1.0 / (1.0 - r)).prod(-1),
+        "participation_ratio": ((1.0 + r) / (1.0 - r)).prod(-1),
+        "effective_rank": np.exp(_geometric_entropy(np.sqrt(r)).sum(-1)),
+        "effective_rank_energy": np.exp(_geometric_entropy(r).sum(-1)),
+        "frobenius": (1.0 - 2.0 * c).prod(-1) ** -0.25,
+    }
+
+
+def _geometric_entropy(p: Array) -> Array:
+    """Entropy of weights proportional to p^n, n = 0, 1, ..."""
+    return -np.log1p(-p) - xlogy(p, p) / (1.0 - p)
+
+
+def _two_level_rank(top: Array, rest: Array, count: Array) -> Array:
+    """exp of the entropy of weights proportional to `top` once and `rest` `count` times."""
+    total = top + count * rest
+    return np.exp(np.log(total) - (xlogy(top, top) + count * xlogy(rest, rest)) / total)
+
+
+def _quarter_circle_factor(power: float) -> float:
+    """erank/n of n quarter-circle values to the given power: exp(ln E x^p - p E[x^p ln x]/E x^p) on [0, 2].
+
+    E x^p = (2^{p+1}/pi) B((p + 1)/2, 3/2).
+    """
+    log_mean = (power + 1.0) * np.log(2.0) - np.log(np.pi) + betaln((power + 1.0) / 2.0, 1.5)
+    slope = np.log(2.0) + 0.5 * (digamma((power + 1.0) / 2.0) - digamma((power + 4.0) / 2.0))
+    return float(np.exp(log_mean - power * slope))
+
+
+_QUARTER = _quarter_circle_factor(1.0)
+_QUARTER_ENERGY = _quarter_circle_factor(2.0)

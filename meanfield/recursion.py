@@ -1,0 +1,191 @@
+"""The three-mode recursion in depth: global mean M, between-frame variance D_b, within-frame variance D_w per token.
+
+A layer is a frame-attention block followed by a global-attention block, Pre-LN, residual gains a_f and a_g, coherence c
+of the value maps (V = c I + sqrt(1 - c^2) random). A block with gain a multiplies a mode that its attention scales by x
+by
+
+    F(x) = 1 + 2 c a x / r + a^2 x^2 / r^2,      r^2 = M + D_b + D_w  (at the block's input).
+
+Frame attention: x = 1 for M and D_b, x = delta(beta, P) for D_w. Global attention: x = 1 for M, x = delta(beta, N) for
+D_b and D_w. Each layer then adds noise of energies per token that is common to all, to a frame, or to a token. At
+another number of exchangeable frames S and tokens per frame P the finite-sample energies are
+D_w = w (1 - 1/P), D_b = (b + w/P)(1 - 1/S), M = m + (b + w/P)/S of the population energies (m, b, w).
+Source: shared/theory.md sections 2.1, 2.2 A-E and 9. Exact for equal norms and V = I or random V on average; a model of
+trained blocks, whose parameters are fitted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import least_squares
+
+from meanfield._checks import Array, finite, in_range
+from meanfield.closed_forms import contraction
+
+FLOOR = 1e-12
+"""Energies below this share of the largest are compared as if they had it."""
+
+
+@dataclass(frozen=True)
+class Recursion:
+    """Parameters of the recursion; all energies in the units of |x|^2 per token, gains in those of |x|.
+
+    gain_growth: the gains of layer l are multiplied by exp(gain_growth * l). ValueError on negative or non-finite
+    values.
+    """
+
+    gain_frame: float
+    gain_global: float
+    coherence: float = 1.0
+    noise_mean: float = 0.0
+    noise_frame: float = 0.0
+    noise_token: float = 0.0
+    beta: float = 0.0
+    gain_growth: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            low, high = (
+                (-np.inf if field.name == "gain_growth" else 0.0),
+                (1.0 if field.name == "coherence" else np.inf),
+            )
+            in_range(field.name, getattr(self, field.name), low, high, remedy="see meanfield.recursion for its meaning")
+
+
+def rollout(
+    recursion: Recursion, start: ArrayLike, layers: int, frames: ArrayLike, tokens_per_frame: ArrayLike
+) -> Array:
+    """Energies (M, D_b, D_w) before the first layer and after each: (layers + 1, ..., 3).
+
+    start: population energies (m, b, w), (3,) or (..., 3); frames S and tokens_per_frame P >= 1 broadcast to (...).
+    """
+    s = in_range("frames", frames, 1.0, remedy="give at least one frame")
+    p = in_range("tokens_per_frame", tokens_per_frame, 1.0, remedy="give at least one token per frame")
+    state = sample_energies(start, s, p)
+    noise = sample_energies([recursion.noise_mean, recursion.noise_frame, recursion.noise_token], s, p)
+    states = [state]
+    for layer in range(layers):
+        growth = np.exp(recursion.gain_growth * layer)
+        state = _block(recursion, state, growth * recursion.gain_frame, p, within_frame=True)
+        state = _block(recursion, state, growth * recursion.gain_global, s * p, within_frame=False)
+        state = state + noise
+        states.append(state)
+    return np.stack(states)
+
+
+def sample_energies(population: ArrayLike, frames: ArrayLike, tokens_per_frame: ArrayLike) -> Array:
+    """Expected (M, D_b, D_w) of S exchangeable frames of P exchangeable tokens from population energies; (..., 3)."""
+    m, b, w = np.moveaxis(_energies("population energies", population), -1, 0)
+    s, p = np.asarray(frames, dtype=np.float64), np.asarray(tokens_per_frame, dtype=np.float64)
+    frame_mean = b + w / p
+    return np.stack(np.broadcast_arrays(m + frame_mean / s, frame_mean * (1.0 - 1.0 / s), w * (1.0 - 1.0 / p)), -1)
+
+
+def population_energies(observed: ArrayLike, frames: ArrayLike, tokens_per_frame: ArrayLike) -> Array:
+    """The inverse of `sample_energies`, clipped at zero; needs S >= 2 and P >= 2. Shapes (..., 3) -> (..., 3)."""
+    mean, between, within = np.moveaxis(_energies("observed energies", observed), -1, 0)
+    s = in_range("frames", frames, 2.0, remedy="one frame does not show the variance between frames; probe two or more")
+    p = in_range("tokens_per_frame", tokens_per_frame, 2.0, remedy="one token per frame has no variance within frames")
+    w = within / (1.0 - 1.0 / p)
+    frame_mean = between / (1.0 - 1.0 / s)
+    return np.stack([np.maximum(mean - frame_mean / s, 0.0), np.maximum(frame_mean - w / p, 0.0), w], -1)
+
+
+def spread(energies: ArrayLike, tokens: ArrayLike) -> Array:
+    """g = 1 - mean pairwise cosine = N/(N - 1) (D_b + D_w)/r^2, in [0, N/(N - 1)]; exact for tokens of equal norm."""
+    mean, between, within = np.moveaxis(_energies("energies", energies), -1, 0)
+    n = in_range("N", tokens, 2.0, remedy="a pairwise cosine needs two tokens")
+    return n / (n - 1.0) * (between + within) / (mean + between + within)
+
+
+def fit_recursion(
+    observed: ArrayLike, frames: int, tokens_per_frame: int, *, beta: float = 0.0
+) -> tuple[Recursion, float]:
+    """Parameters of the recursion from observed energies (layers + 1, 3), with the rms residual of the log energies.
+
+    Robust least squares (soft L1 on log energies) over seven parameters: both gains and their growth, the coherence and
+    the three noises; from the best of three starting points. Deterministic. ValueError when fewer than 4 layers or
+    2 frames were observed.
+    """
+    target = _energies("observed energies", observed)
+    if target.ndim != 2 or target.shape[0] < 5:
+        raise ValueError(f"observed energies have shape {target.shape}; give (layers + 1, 3) with at least 4 layers")
+    start = population_energies(target[0], frames, tokens_per_frame)
+    floor = FLOOR * target.sum(-1).max()
+    log_target = np.log(np.maximum(target, floor))
+    scale = target.sum(-1)[0]
+    layers = target.shape[0] - 1
+
+    def unpack(x: Array) -> Recursion:
+        gains = np.sqrt(scale) * np.exp(x[:2])
+        noises = scale * np.exp(x[3:6])
+        coherence = 1.0 / (1.0 + np.exp(-x[2]))
+        return Recursion(gains[0], gains[1], coherence, *noises, beta=beta, gain_growth=x[6])
+
+    def residual(x: Array) -> Array:
+        energies = rollout(unpack(x), start, layers, frames, tokens_per_frame)
+        return (np.log(np.maximum(energies, floor)) - log_target)[1:].ravel()
+
+    bounds = ([-12.0, -12.0, -8.0, -25.0, -25.0, -25.0, -1.0], [4.0, 4.0, 8.0, 6.0, 6.0, 6.0, 1.0])
+
+    def solve(x: ArrayLike, evaluations: int):
+        return least_squares(residual, x, loss="soft_l1", bounds=bounds, max_nfev=evaluations, xtol=1e-10, ftol=1e-12)
+
+    starts = ([gain, gain, c, -6.0, -6.0, -6.0, 0.0] for gain, c in ((-1.0, 3.0), (-1.0, -3.0), (-4.0, 0.0)))
+    best = min((solve(x, 12) for x in starts), key=lambda fit: fit.cost)
+    best = solve(best.x, 60)
+    recursion = unpack(best.x)
+    plain = {field.name: float(getattr(recursion, field.name)) for field in fields(recursion)}
+    return Recursion(**plain), float(np.sqrt(np.mean(residual(best.x) ** 2)))
+
+
+def depth_exponent(values: ArrayLike, *, last: float = 0.5) -> tuple[Array, Array]:
+    """Exponent e and its standard error of a decay values ~ depth^-e, over the last share of the layers.
+
+    values: (layers, ...) after layers 1, 2, ...; ordinary least squares of ln values on ln depth, both outputs (...).
+    The O(1/L) reference is e = 1. The standard error measures curvature as well as noise. NaN where a value is not
+    positive. ValueError when fewer than 3 layers remain.
+    """
+    y = finite("values", values)
+    layers = y.shape[0] if y.ndim else 0
+    first = min(int(np.floor(layers * (1.0 - last))), layers - 3)
+    if layers < 3:
+        raise ValueError(f"{layers} layers do not determine a depth exponent; give at least 3")
+    x = np.log(np.arange(first, layers) + 1.0)
+    x = x - x.mean()
+    positive = np.all(y[first:] > 0.0, axis=0)
+    log_y = np.log(np.where(positive, y[first:], 1.0))
+    log_y = log_y - log_y.mean(0)
+    slope = np.tensordot(x, log_y, axes=1) / (x @ x)
+    rest = log_y - np.multiply.outer(x, slope)
+    error = np.sqrt((rest**2).sum(0) / (x.size - 2) / (x @ x))
+    return np.where(positive, -slope, np.nan), np.where(positive, error, np.nan)
+
+
+def _block(recursion: Recursion, state: Array, gain: Array, keys: Array, *, within_frame: bool) -> Array:
+    mean, between, within = np.moveaxis(state, -1, 0)
+    r = np.sqrt(state.sum(-1))
+    if recursion.beta == 0.0:
+        delta: Array | float = 0.0
+    else:
+        seen = within if within_frame else between + within
+        total = np.where(seen + mean > 0.0, seen + mean, 1.0)
+        g = np.minimum(keys / np.maximum(keys - 1.0, 1.0) * seen / total, 1.0)
+        delta = contraction(g, recursion.beta, keys)
+    small = _factor(recursion.coherence, gain / r, delta)
+    large = _factor(recursion.coherence, gain / r, 1.0)
+    return np.stack([mean * large, between * (large if within_frame else small), within * small], -1)
+
+
+def _factor(coherence: float, step: Array, eigenvalue: Array | float) -> Array:
+    return 1.0 + 2.0 * coherence * step * eigenvalue + (step * eigenvalue) ** 2
+
+
+def _energies(name: str, value: ArrayLike) -> Array:
+    energies = in_range(name, value, 0.0, remedy="energies (mean, between, within) are mean squares per token")
+    if energies.ndim == 0 or energies.shape[-1] != 3:
+        raise ValueError(f"{name} have shape {energies.shape}; the last axis is (mean, between frames, within frames)")
+    return energies

@@ -1,0 +1,131 @@
+"""Population quantities of softmax attention between uniform directions on a sphere: the model of QK-normed heads.
+
+Queries and keys are uniform on S^{D-1}, logits kappa cos(q, k). LayerNorm on q and k with head dimension D and the
+scale 1/sqrt(D) gives kappa = sqrt(D). The variance of a row of logits is s^2 = kappa^2/D.
+Source: shared/theory.md section 3.6 (Funk-Hecke).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import gammaln, logsumexp
+
+from meanfield._checks import Array, in_range
+
+NEGLIGIBLE = 1e-15
+"""Share of the sum of singular values that the truncated degrees may carry."""
+MAX_DEGREE = 20_000
+LARGEST_LOG = 650.0
+"""Multiplicities are kept in float64, below e^650."""
+
+
+def sphere_spectrum(kappa: float, dim: int) -> tuple[Array, Array]:
+    """Population singular values of the sphere, sigma_k = I_{k+nu}(kappa)/I_nu(kappa), nu = D/2 - 1, with
+    multiplicities.
+
+    Returns (sigma, multiplicity) over the degrees k = 0, 1, ...; sigma_0 = 1 with multiplicity 1, then
+    (2k + D - 2)(k + D - 3)!/(k! (D - 2)!). Exact up to the truncation: the dropped degrees carry less than
+    NEGLIGIBLE of sum multiplicity * sigma. The ratios come from the backward recurrence
+    I_{n+1}/I_n = 1/(2(n + 1)/kappa + I_{n+2}/I_{n+1}), which is stable for every D and kappa > 0.
+    ValueError when kappa <= 0, dim < 2, or more than MAX_DEGREE degrees or multiplicities above e^LARGEST_LOG
+    are needed.
+    """
+    kappa, dim = _check(kappa, dim)
+    degrees = 64
+    while True:
+        log_sigma = np.concatenate([[0.0], np.cumsum(np.log(bessel_ratio(kappa, dim, degrees)))])
+        k = np.arange(degrees + 1)
+        log_mult = _log_multiplicity(k, dim)
+        log_terms = log_mult + log_sigma
+        falling = log_terms[-1] < log_terms[-2]
+        if falling and log_terms[-1] - logsumexp(log_terms) < np.log(NEGLIGIBLE):
+            keep = log_terms - logsumexp(log_terms) > np.log(NEGLIGIBLE) - np.log(degrees)
+            keep = k <= k[keep][-1]
+            if log_mult[keep][-1] > LARGEST_LOG:
+                raise ValueError(
+                    f"kappa={kappa:g} at D={dim} needs multiplicities above e^{LARGEST_LOG:g}; lower kappa or D"
+                )
+            return np.exp(log_sigma[keep]), np.exp(log_mult[keep])
+        degrees *= 2
+        if degrees > MAX_DEGREE:
+            raise ValueError(
+                f"kappa={kappa:g} at D={dim} needs more than {MAX_DEGREE} degrees; lower kappa: such rows are condensed"
+            )
+
+
+def bessel_ratio(kappa: float, dim: int, degrees: int) -> Array:
+    """Ratios I_{nu+k+1}(kappa)/I_{nu+k}(kappa) for k = 0 .. degrees - 1, nu = dim/2 - 1; each in (0, 1)."""
+    order = dim / 2.0 - 1.0 + np.arange(degrees + 40)
+    last = order[-1] + 1.0
+    ratio = kappa / (
+        last + 0.5 + np.hypot(last + 1.5, kappa)
+    )  # Amos's bound starts the recurrence; its error contracts
+    out = np.empty(order.size)
+    for i in range(order.size - 1, -1, -1):
+        ratio = 1.0 / (2.0 * (order[i] + 1.0) / kappa + ratio)
+        out[i] = ratio
+    return out[:degrees]
+
+
+def log_moment(kappa: float, dim: int) -> float:
+    """ln E exp(kappa cos) for a uniform direction: ln sum_j (kappa^2/4)^j / (j! (D/2)_j), by its positive series."""
+    kappa, dim = _check(kappa, dim)
+    j = np.arange(int(kappa + 12.0 * np.sqrt(kappa) + 40.0))
+    terms = j * np.log(kappa**2 / 4.0) - gammaln(j + 1.0) - gammaln(dim / 2.0 + j) + gammaln(dim / 2.0)
+    return float(logsumexp(terms))
+
+
+def entropy_deficit(kappa: float, dim: int) -> float:
+    """log N - H of a row in the limit of many keys: kappa I_{nu+1}/I_nu - ln E exp(kappa cos), in nats.
+
+    About s^2/2 for small s^2 = kappa^2/D.
+    """
+    kappa, dim = _check(kappa, dim)
+    return float(max(kappa * bessel_ratio(kappa, dim, 1)[0] - log_moment(kappa, dim), 0.0))
+
+
+def frobenius_squared(kappa: float, dim: int) -> float:
+    """|A|_F^2 in the limit of many keys: E e^{2 kappa cos} / (E e^{kappa cos})^2 = sum multiplicity sigma^2
+    (Parseval)."""
+    return float(np.exp(log_moment(2.0 * kappa, dim) - 2.0 * log_moment(kappa, dim)))
+
+
+def kappa_from_deficit(deficit: ArrayLike, dim: int) -> Array:
+    """The kappa whose `entropy_deficit` is the given log N - H (nats), by bisection to relative 1e-12; broadcasts.
+
+    ValueError when a deficit is negative. Deficits below 1e-12 give the smallest kappa used, 1e-6.
+    """
+    target = in_range("deficit", deficit, 0.0, remedy="an entropy is at most log N: check N and the entropy")
+    low, high = np.full(target.shape, 1e-6), np.full(target.shape, 1e4)
+    deficits = np.vectorize(lambda kappa: entropy_deficit(kappa, dim), otypes=[float])
+    if target.size and target.max() > entropy_deficit(1e4, dim):
+        raise ValueError(
+            f"deficit={target.max():g} nats exceeds what kappa=1e4 gives at D={dim}; check N and the entropy"
+        )
+    while np.any(high > low * (1.0 + 1e-12)):
+        middle = np.sqrt(low * high)
+        below = deficits(middle) < target
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    return np.asarray(np.sqrt(low * high))
+
+
+def logit_variance(kappa: ArrayLike, dim: int) -> Array:
+    """Variance of a row of logits over uniform keys: s^2 = kappa^2 / D."""
+    return in_range("kappa", kappa, 0.0, remedy="kappa is the largest logit") ** 2 / dim
+
+
+def _log_multiplicity(k: Array, dim: int) -> Array:
+    if dim == 2:
+        return np.where(k == 0, 0.0, np.log(2.0))
+    kk = np.maximum(k, 1)
+    log_mult = np.log(2.0 * kk + dim - 2.0) + gammaln(kk + dim - 2.0) - gammaln(kk + 1.0) - gammaln(dim - 1.0)
+    return np.where(k == 0, 0.0, log_mult)
+
+
+def _check(kappa: float, dim: int) -> tuple[float, int]:
+    if not (np.isfinite(kappa) and kappa > 0.0):
+        raise ValueError(f"kappa={kappa} is not a positive finite number; kappa is the largest logit, |q||k|/sqrt(D)")
+    if int(dim) != dim or dim < 2:
+        raise ValueError(f"dim={dim} is not an integer of at least 2; give the head dimension D")
+    return float(kappa), int(dim)

@@ -1,0 +1,91 @@
+"""Extrapolation of measured spectra in N, on tokens uniform on spheres, against the baselines it has to beat."""
+
+import numpy as np
+import pytest
+
+from meanfield import ranks
+from meanfield.extrapolation import one_probe_law, two_probe_law
+from tests import tolerances as tol
+from tests.meanfield.dense import sphere_singular_values
+
+CASES = [(8, 3.0), (16, 4.0), (8, 6.0), (3, 10.0)]
+
+
+@pytest.fixture(scope="module")
+def spectra():
+    rng = np.random.default_rng(1)
+    return {case: [sphere_singular_values(rng, n, *case) for n in (100, 200, 800)] for case in CASES}
+
+
+def _error(predicted, measured):
+    return abs(np.log(predicted / measured))
+
+
+def test_two_probes_beat_unchanged_and_the_power_law(spectra):
+    law, unchanged, power = [], [], []
+    for small, large, target in spectra.values():
+        truth, at_small, at_large = (float(ranks.effective_rank(s)) for s in (target, small, large))
+        law.append(_error(two_probe_law(small, 100, large, 200).ranks(800)["effective_rank"], truth))
+        unchanged.append(_error(at_large, truth))
+        power.append(_error(at_large * (at_large / at_small) ** 2, truth))
+    assert max(law) < tol.MEANFIELD_TWO_PROBES
+    assert np.median(law) < 0.5 * np.median(power) and np.median(law) < 0.2 * np.median(unchanged)
+
+
+def test_one_probe_beats_unchanged(spectra):
+    for _, large, target in spectra.values():
+        truth = float(ranks.effective_rank(target))
+        law = _error(one_probe_law(large, 200).ranks(800)["effective_rank"], truth)
+        assert law < tol.MEANFIELD_ONE_PROBE
+        assert law < 0.5 * _error(ranks.effective_rank(large), truth)
+
+
+def test_the_resolved_law_inverts_its_own_map(spectra):
+    """At N = N_0 the law gives back the probe; only the assumed tail (P above .3 N_0) can differ."""
+    large = spectra[8, 3.0][1]
+    again = one_probe_law(large, 200).ranks(200)
+    assert again["effective_rank"] == pytest.approx(ranks.effective_rank(large), rel=tol.MEANFIELD_ONE_PROBE_TAIL)
+    for name in ("stable_rank", "participation_ratio"):
+        measured = ranks.spectrum_ranks(large)[name]
+        assert again[name] == pytest.approx(measured, rel=tol.MEANFIELD_ROUNDING)
+
+
+def test_two_probes_are_calibrated_on_the_larger(spectra):
+    small, large, _ = spectra[16, 4.0]
+    law = two_probe_law(small, 100, large, 200)
+    first = one_probe_law(small, 100)
+    moved = type(first)(first.values, 100, law.tail_factor).ranks(200)["effective_rank"]
+    assert moved == pytest.approx(ranks.effective_rank(large), rel=tol.MEANFIELD_CALIBRATION)
+
+
+def test_a_sink_grows_as_seen_between_the_probes():
+    rest = 0.3 * 0.9 ** np.arange(40)
+    law = two_probe_law(np.append(2.0, rest), 64, np.append(2.0 * 2**0.25, rest), 128)
+    assert law.leading(512) == pytest.approx(2.0 * 8**0.25, rel=tol.MEANFIELD_ROUNDING)
+    assert law.leading(1e12) <= 1e6
+    assert law.singular_values(512, 3)[0] == pytest.approx(2.0 * 8**0.25, rel=tol.MEANFIELD_ROUNDING)
+    assert law.ranks(512)["stable_rank"] == pytest.approx(law.ranks(128)["stable_rank"], rel=tol.MEANFIELD_ROUNDING)
+    grown = law.ranks(512)["frobenius"] / law.ranks(128)["frobenius"]
+    assert grown == pytest.approx(4**0.25, rel=tol.MEANFIELD_ROUNDING)
+
+
+def test_top_singular_values_are_carried(spectra):
+    _, large, target = spectra[8, 3.0]
+    carried = one_probe_law(large, 200).singular_values(800, 8)
+    assert carried == pytest.approx(target[:8], rel=tol.MEANFIELD_CARRIED)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: one_probe_law(s, 50), "N=50"),
+        (lambda s: one_probe_law(np.append(s[1:], np.nan), 100), "nan"),
+        (lambda s: one_probe_law(-s, 100), "not negative"),
+        (lambda s: one_probe_law(s[:4], 100), "at least 8"),
+        (lambda s: two_probe_law(s, 200, s, 100), "smaller"),
+        (lambda s: one_probe_law(s, 100).singular_values(1000, 90), "k=90"),
+    ],
+)
+def test_bad_probes_are_named(spectra, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(spectra[8, 3.0][0])
