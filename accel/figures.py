@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatterMathtext, MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FormatStrFormatter, LogFormatterMathtext, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -94,7 +94,7 @@ def layer_lines(
 ) -> str:
     """A quantity over layers. Arrays (layer, head): means as marks or lines, the range of measured heads as a bar."""
     with rc_context(STYLE):
-        figure, axes = _axes(4.3, 2.9)
+        figure, axes = _axes(3.3, 2.4)
         if unchanged is not None:
             axes.plot(unchanged.mean(-1), color=UNCHANGED, linestyle=(0, (3, 2)), linewidth=1.3)
         if measured is not None:
@@ -118,15 +118,17 @@ def _plain_log(axes: Axes) -> None:
     """Plain numbers on a logarithmic axis that spans little more than a decade."""
     low, high = axes.get_ylim()
     if high / low < 300:
-        axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_minor_formatter(ScalarFormatter() if high / low < 8 else NullFormatter())
-        axes.tick_params(axis="y", which="minor", labelsize=8)
+        few = high / low < 8
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if few else (1, 2, 5)))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.tick_params(axis="y", which="minor", length=0)
 
 
 def spectrum(layer: int, *, predicted: Array | None, measured: Array | None) -> str:
     """Singular values (head, k) of one layer against their index: each head thin, the geometric mean thick."""
     with rc_context(STYLE):
-        figure, axes = _axes(2.9, 2.3)
+        figure, axes = _axes(2.25, 1.9)
         for values, colour, line in ((measured, MEASURED, "-"), (predicted, PREDICTED, (0, (4, 1.6)))):
             if values is None:
                 continue
@@ -135,10 +137,11 @@ def spectrum(layer: int, *, predicted: Array | None, measured: Array | None) -> 
             axes.plot(index, values.T, color=colour, linewidth=0.6, alpha=0.3)
             axes.plot(index, np.exp(np.log(values).mean(0)), color=colour, linestyle=line)
         axes.set(title=f"layer {layer}", xscale="log", yscale="log", xlabel="index")
-        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.set_xticks([n for n in (1, 3, 10, 30, 100) if n <= index[-1]])
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%d"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         low, high = axes.get_ylim()
-        axes.yaxis.set_major_formatter(ScalarFormatter() if high / low < 1000 else LogFormatterMathtext())
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g") if high / low < 1000 else LogFormatterMathtext())
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(axis="y")
         return svg(figure, f"singular values of layer {layer}")

@@ -79,7 +79,7 @@ def load_images(paths: Iterable[str | Path], config: VGGTConfig, *, frames: int 
 
 
 def load_truth(images: Images) -> dict[str, np.ndarray] | None:
-    """What truth.npz beside the photographs knows of them: extrinsics (S, 3, 4), depth (S, h, w), intrinsics; else None.
+    """What truth.npz beside the photographs knows: extrinsics (S, 3, 4), depth (S, h, w), intrinsics; None without it.
 
     The file is about all image files of its folder, in the order of `load_images`.
     """

@@ -20,6 +20,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from accel import figures
+from accel.policies import Exact
 
 if TYPE_CHECKING:
     from accel.run import RunResult
@@ -34,15 +35,14 @@ FRAMES_SHOWN, THUMBNAILS_SHOWN, POINTS_SHOWN, SPECTRA_SHOWN = 6, 24, 6000, 6
 
 def summarise(run: RunResult) -> dict[str, Any]:
     """The numbers of a run as JSON values: non-finite ones and absent parts are None."""
-    images, layout, times = run.images, run.layout, run.times
+    images, layout, times, plan = run.images, run.layout, run.times, run.schedule
     height, width = images.tensor.shape[-2:]
-    ratio = times["dense"] / times["accelerated"] if "dense" in times else None
     return _json(
         {
             "model": {
                 "weights": run.settings.weights,
                 "parameters": run.parameters,
-                "layers": len(run.schedule.policies),
+                "layers": plan.layers,
                 "heads": run.config.num_heads,
                 "head_dim": run.config.head_dim,
             },
@@ -58,17 +58,17 @@ def summarise(run: RunResult) -> dict[str, Any]:
             "probe": {"frames": run.profile.layout.frames, "tokens": run.profile.layout.tokens},
             "time": {
                 "dense_s": times.get("dense"),
-                "accelerated_s": times["accelerated"],
-                "ratio": ratio,
-                "planned_dense_s": run.schedule.dense_seconds,
-                "planned_s": run.schedule.seconds,
-                "planned_ratio": run.schedule.dense_seconds / run.schedule.seconds,
+                "accelerated_s": times["planned"],
+                "ratio": times["dense"] / times["planned"] if "dense" in times else None,
+                "planned_dense_s": plan.predicted_seconds[0],
+                "planned_s": plan.predicted_seconds[1],
+                "planned_ratio": plan.predicted_speedup,
                 "repeats": times["repeats"],
                 "stages_s": run.stages,
                 "reused": run.reused,
             },
             "output_difference": run.difference,
-            "predicted_difference": run.schedule.predicted_difference,
+            "predicted_difference": plan.predicted_total,
             "layers": layer_rows(run),
             "prediction": prediction_quality(run),
             "spectra_measured": run.measured is not None,
@@ -84,10 +84,23 @@ def summarise(run: RunResult) -> dict[str, Any]:
 
 def layer_rows(run: RunResult) -> list[dict[str, Any]]:
     """One row per layer: the policy and why, its time and error, and the rank measures; means over heads."""
-    rows = []
-    for layer, row in enumerate(run.schedule.rows()):
-        found = dict(row) | {"layer": layer, "description": run.schedule.policies[layer].describe()}
-        found["measured_error"] = float(run.validation["measured_error"][layer])
+    plan, rows = run.schedule, []
+    exact = Exact().cost(run.layout, run.config.head_dim, run.config.num_heads, itemsize=plan.device.itemsize)
+    dense_s = plan.device.seconds(exact, "attention")
+    for layer, policy in enumerate(plan.policies):
+        found: dict[str, Any] = {
+            "layer": layer,
+            "policy": policy.to_dict(),
+            "description": policy.describe(),
+            "reason": plan.reasons[layer].removeprefix(f"{policy.name}: "),
+            "keys_per_query": policy.keys_per_query(run.layout),
+            "dense_s": dense_s,
+            "planned_s": dense_s - plan.seconds_saved[layer],
+            "sensitivity": plan.sensitivity[layer],
+            "predicted_error": plan.predicted_error[layer],
+            "measured_error": None if run.validation is None else float(run.validation["measured_error"][layer]),
+            "predicted_output_error": plan.predicted_output_error[layer],
+        }
         for name in RANKS:
             found[f"{name}_probe"] = float(run.profile.data[name][layer].mean())
             found[f"{name}_predicted"] = None if run.predicted is None else float(run.predicted[name][layer].mean())
@@ -215,10 +228,20 @@ def thousands(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 
+def short(description: str) -> str:
+    """The first part of a policy's description."""
+    return description.split(",")[0]
+
+
+def duration(seconds: float) -> str:
+    """Seconds, in milliseconds below one."""
+    return f"{number(seconds)} s" if abs(seconds) >= 1 else f"{number(1e3 * seconds, 2)} ms"
+
+
 def render(run: RunResult) -> str:
     """The page as HTML text: no file, script, font or address outside itself."""
     environment = Environment(loader=PackageLoader("accel"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(number=number, percent=percent, thousands=thousands)
+    environment.filters.update(number=number, percent=percent, thousands=thousands, duration=duration, short=short)
     page = environment.get_template("report.html.j2")
     return page.render(r=run.results, f=draw(run), ranks=RANKS)
 
@@ -252,7 +275,9 @@ def draw(run: RunResult) -> dict[str, Any]:
             )
             for layer in shown
         ],
-        "errors": figures.errors(*(_column(layers, name) for name in ("predicted_error", "measured_error"))),
+        "errors": figures.errors(
+            _column(layers, "predicted_error"), None if run.validation is None else _column(layers, "measured_error")
+        ),
         "times": figures.bars(_bars(results["time"])),
         "top_view": _top_view(run),
         **_depth(run),
@@ -354,7 +379,7 @@ def writers(run: RunResult) -> dict[str, Callable[[Path], None]]:
     }
     found: dict[str, Callable[[Path], None]] = {
         "predictions.npz": lambda path: np.savez_compressed(path, **arrays),
-        "schedule.json": lambda path: run.schedule.save(path),
+        "schedule.json": lambda path: path.write_text(run.schedule.to_json() + "\n"),
         "results.json": lambda path: path.write_text(json.dumps(run.results, indent=1, allow_nan=False) + "\n"),
         "report.html": lambda path: path.write_text(render(run), encoding="utf-8"),
     }

@@ -92,7 +92,7 @@ class RunResult:
     ranks: xr.Dataset | None
     predicted: xr.Dataset | None
     measured: xr.Dataset | None
-    validation: xr.Dataset
+    validation: xr.Dataset | None
     accelerated: dict[str, np.ndarray]
     dense: dict[str, np.ndarray] | None
     truth: dict[str, np.ndarray] | None
@@ -110,39 +110,27 @@ class RunResult:
         return self.out / "report.html"
 
 
-def run(
-    images: Iterable[str | Path],
-    out: str | Path,
-    *,
-    weights: str = "testbed",
-    budget: float | None = None,
-    tolerance: float | None = None,
-    device: str = "auto",
-    probe_frames: int = 4,
-    frames: int | None = None,
-    dense: bool = True,
-    spectra: bool = True,
-    seed: int = 0,
-    console: Console | None = None,
-) -> RunResult:
+def run(images: Iterable[str | Path], out: str | Path, *, console: Console | None = None, **asked: Any) -> RunResult:
     """Cameras, depth and points of the photographs by a planned schedule, beside the dense result, in the folder `out`.
 
-    Files: predictions.npz, schedule.json, profile.nc, ranks.nc, spectra_predicted.nc, spectra_measured.nc,
-    results.json, report.html; earlier ones are replaced when all new ones are complete. Probe, spectra and validation
-    are kept in out/.cache under a hash of weights, images and settings, so that an interrupted run resumes.
-    `budget` is the speed-up of the step, `tolerance` the predicted output error (default 0.02). `dense=False` and
-    `spectra=False` leave those measurements out. Progress goes to `console` (None: silent).
+    Keywords are the fields of `Settings`; progress goes to `console` (None: silent). Files: predictions.npz,
+    schedule.json, profile.nc, ranks.nc, spectra_predicted.nc, spectra_measured.nc, validation.nc, results.json,
+    report.html; earlier ones are replaced when all new ones are complete. Probe, speeds, validation and spectra are
+    kept in out/.cache under a hash of weights, images, settings and code, so that an interrupted run resumes.
+    Without `dense` nothing is compared, and the spectra are those of the accelerated model.
 
-    AccelError before anything is written for bad images, weights, settings, folders and too little memory.
+    AccelError before anything is written for bad images, weights, settings, folders and too little memory; for a budget
+    or tolerance out of reach after the probe.
     """
-    settings = Settings(weights, budget, tolerance, device, probe_frames, frames, dense, spectra, seed)
+    settings = Settings(**asked)
+    seed, dense = settings.seed, settings.dense
     out = Path(out)
     check_folder(out)
     stages = _Stages(console)
-    target = choose_device(device)
+    target = choose_device(settings.device)
     with stages("load"):
-        model = load_model(weights, target)
-        loaded = load_images(images, model.config, frames=frames)
+        model = load_model(settings.weights, target)
+        loaded = load_images(images, model.config, frames=settings.frames)
         if len(loaded) < 3:
             raise AccelError(f"{len(loaded)} photographs are too few to probe and plan; give at least 3")
         truth = load_truth(loaded)
@@ -153,29 +141,39 @@ def run(
         store = _Store(out, _fingerprint(model, x))
 
     probed = store.cached(
-        stages, "probe", (min(probe_frames, len(loaded)), seed), lambda: _probe(model, x, settings, stages.bars)
+        stages,
+        "probe",
+        (min(settings.probe_frames, len(loaded)), seed),
+        lambda: _probe(model, x, settings, stages.bars),
     )
     profile = Profile(probed)
     with stages("predict"):
         ranks, predicted, notes = _predict(profile, layout)
+    speeds = store.cached(stages, "speeds", (torch.get_num_threads(),), lambda: _speeds(model, target), False)
     with stages("plan"):
-        machine = Device.measure(target)
-        goal = {"budget": budget} if budget is not None else {"tolerance": settings.tolerance}
-        schedule = plan(profile, layout, predictor=TheoryPredictor(), device=machine, **goal)
-    with stages("dense and accelerated forward" if dense else "accelerated forward"):
-        exact, fast, times = time_forwards(model, x, schedule, dense=dense)
-    if not all(torch.isfinite(value).all() for value in fast.values()):
-        notes = (*notes, "The accelerated prediction holds NaN or infinity; give a smaller budget or tolerance.")
-    difference = output_difference(exact, fast) if exact is not None else None
-    measured = None
-    if spectra:
-        count = predicted.sizes["k"] if predicted is not None else min(SINGULAR_VALUES, layout.tokens // 2)
-        measured = store.cached(
-            stages, "spectra", (count, seed), lambda: _spectra(model, x, count, seed, stages.bars), bars=True
+        schedule = make_schedule(profile, layout, settings, Device.from_dict(json.loads(speeds.attrs["device"])))
+    with stages("forward"):
+        exact, dense_seconds = forward(model, x) if dense else (None, 0.0)
+        fast, fast_seconds = forward(model, x, schedule)
+    repeats = REPEATS if dense_seconds + fast_seconds < SHORT else 1
+    validation = measured = difference = None
+    if exact is not None:
+        difference = output_difference(exact, fast)
+        validation = store.cached(
+            stages,
+            "validate",
+            (schedule.to_json(), repeats),
+            lambda: validate(model, x, schedule, repeats=repeats, progress=stages.bars),
         )
-    validation = store.cached(
-        stages, "validate", (json.dumps(schedule.to_dict(), sort_keys=True),), lambda: validate(model, x, schedule)
-    )
+        times = {name: float(validation[f"measured_seconds_{name}"]) for name in ("dense", "planned")}
+    else:
+        times = {"planned": statistics.median(forward(model, x, schedule)[1] for _ in range(repeats))}
+    if settings.spectra:
+        count = predicted.sizes["k"] if predicted is not None else min(SINGULAR_VALUES, layout.tokens // 2)
+        context = nullcontext() if dense else patch(model, schedule)
+        key = (count, seed, None if dense else schedule.to_json())
+        with context:
+            measured = store.cached(stages, "spectra", key, lambda: _spectra(model, x, count, seed, stages.bars))
     result = RunResult(
         settings=settings,
         config=model.config,
@@ -193,7 +191,7 @@ def run(
         dense=None if exact is None else _arrays(exact),
         truth=truth,
         difference=difference,
-        times=times,
+        times=times | {"repeats": repeats},
         stages=stages.seconds,
         reused=tuple(stages.reused),
         notes=notes,
@@ -209,6 +207,10 @@ def run(
 def _probe(model: nn.Module, x: Tensor, settings: Settings, bars: bool) -> xr.Dataset:
     generator = torch.Generator().manual_seed(settings.seed)
     return probe(model, x, frames=settings.probe_frames, generator=generator, progress=bars).data
+
+
+def _speeds(model: nn.Module, device: torch.device) -> xr.Dataset:
+    return xr.Dataset(attrs={"device": json.dumps(Device.measure(device, config=model.config).to_dict())})
 
 
 def _spectra(model: nn.Module, x: Tensor, count: int, seed: int, bars: bool) -> xr.Dataset:
@@ -227,33 +229,20 @@ def _predict(profile: Profile, layout: TokenLayout) -> tuple[xr.Dataset | None, 
         return None, None, (f"Ranks and spectra were not predicted: {error}.",)
 
 
-def time_forwards(
-    model: nn.Module, x: Tensor, schedule: Schedule, *, dense: bool
-) -> tuple[dict[str, Tensor] | None, dict[str, Tensor], dict[str, Any]]:
-    """Dense and accelerated predictions and their seconds: medians of interleaved runs when short, else one run each."""
+def make_schedule(profile: Profile, layout: TokenLayout, settings: Settings, machine: Device) -> Schedule:
+    """The theory's schedule for this layout, within the budget or the tolerance asked for, at the machine's speeds."""
+    goal = {"tolerance": settings.tolerance} if settings.budget is None else {"budget": settings.budget}
+    return plan(profile, layout, predictor=TheoryPredictor(), device=machine, **goal)
 
-    def forward(context: Any) -> tuple[dict[str, Tensor], float]:
-        _wait(x)
-        start = time.perf_counter()
-        with torch.no_grad(), context:
-            found = model(x)
-        _wait(x)
-        return found, time.perf_counter() - start
 
-    jobs = {"accelerated": lambda: patch(model, schedule)}
-    if dense:
-        jobs = {"dense": nullcontext, **jobs}
-    first = {name: forward(context()) for name, context in jobs.items()}
-    seconds = {name: [spent] for name, (_, spent) in first.items()}
-    if sum(spent for _, spent in first.values()) < SHORT:
-        seconds = {name: [] for name in jobs}  # the first ones warmed up
-        for _ in range(REPEATS):
-            for name, context in jobs.items():
-                seconds[name].append(forward(context())[1])
-    times: dict[str, Any] = {name: statistics.median(values) for name, values in seconds.items()}
-    times["repeats"] = len(seconds["accelerated"])
-    times["all"] = seconds
-    return first["dense"][0] if dense else None, first["accelerated"][0], times
+def forward(model: nn.Module, x: Tensor, schedule: Schedule | None = None) -> tuple[dict[str, Tensor], float]:
+    """A prediction, by exact attention or by a schedule, and its seconds."""
+    _wait(x)
+    start = time.perf_counter()
+    with torch.no_grad(), nullcontext() if schedule is None else patch(model, schedule):
+        found = model(x)
+    _wait(x)
+    return found, time.perf_counter() - start
 
 
 def _wait(x: Tensor) -> None:
@@ -398,20 +387,18 @@ def check_memory(config: VGGTConfig, shape: tuple[int, ...], parameters: int, de
     if need(shape[1]) <= free:
         return
     fit = next((frames for frames in range(shape[1] - 1, 2, -1) if need(frames) <= free), 0)
-    remedy = (
-        f"{fit} frames would fit: give --frames {fit}" if fit else "not even 3 frames would fit: use another machine"
-    )
-    raise AccelError(
-        f"{shape[1]} frames need about {need(shape[1]) / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free on {device}; "
-        + remedy
-    )
+    needed, have = (f"{x / 2**30:.1f} GiB" for x in (need(shape[1]), free))
+    remedy = f"give --frames {fit}, so many would fit" if fit else "not even 3 would fit: use another machine"
+    raise AccelError(f"{shape[1]} frames need about {needed} and {have} are free on {device}; {remedy}")
 
 
 def _fingerprint(model: nn.Module, x: Tensor) -> str:
-    """A hash of what every stage depends on: weights, images, device, and the version of this code."""
+    """A hash of what every stage depends on: weights, images, device, and this code."""
     digest = hashlib.blake2b(digest_size=16)
-    origin = provenance(device=x.device, dtype=x.dtype)
-    digest.update(repr((model.config.to_json(), sorted(origin.items()), tuple(x.shape))).encode())
+    digest.update(repr((model.config.to_json(), str(x.device), torch.__version__, tuple(x.shape))).encode())
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
+        if source.name not in ("cli.py", "figures.py", "report.py"):
+            digest.update(source.read_bytes())
     for name, tensor in [*model.state_dict().items(), ("images", x)]:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

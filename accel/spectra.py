@@ -196,7 +196,7 @@ def _ranks(top: np.ndarray, rest: np.ndarray, frobenius2: float) -> np.ndarray:
 
 
 def _controlled(sums: np.ndarray, known: float | None) -> np.ndarray:
-    """Mean of the probes' first four sums, corrected by their regression on the fifth, the energy, whose mean is known."""
+    """Mean of the probes' first four sums, corrected by regression on the fifth, the energy, of known mean."""
     mean, energy = sums[:, :4].mean(0), sums[:, 4]
     centred = energy - energy.mean()
     if known is None or len(energy) < 4 or not centred.any():
@@ -247,7 +247,7 @@ def _matrix_free(q, k, scale, width, count, iterations, deflate, steps, probes, 
             operator, v[..., :deflate], normal(probes), min(steps, tokens - deflate)
         )
         rules, eps = [], torch.finfo(q.dtype).eps
-        noisy = np.hypot(gauss, NOISE * eps * top[:, 0, None, None])
+        noisy = gauss + NOISE * eps * top[:, 0, None, None]
         for nodes, w in ((gauss, weight), (radau, radau_weight), (noisy, weight)):
             functions = (nodes, _entropic(nodes), _entropic(nodes**2), nodes**4, nodes**2)
             rules.append((tokens - deflate) * np.stack([(w * f).sum(-1) for f in functions], -1))
@@ -307,7 +307,8 @@ def attention_spectrum(
     "matrix-free": memory O(N (64 (iterations+1) + 2 steps probes)) for a head. Exact to rounding: frobenius, entropy.
     Converged: singular_value (with `singular_value_residual`, a bound), stable_rank. Stochastic: participation_ratio,
     effective_rank, effective_rank_energy, with `_se` (probes, and for the ranks the scale of the quadrature bias,
-    which at 32 steps was up to 1.2 % of effective_rank at N=2000). "dense": the N x N matrix in float64, all exact.
+    which at 32 steps was up to 1.2 % of effective_rank at N=2000; and rounding, which in float32 limits nearly
+    collapsed heads: take dtype=torch.float64 there). "dense": the N x N matrix in float64, all exact.
     "auto": dense for N <= 1200, else matrix-free. `advance(heads)` is called as heads are finished.
     """
     if q.ndim != 3 or q.shape != k.shape:

@@ -1,9 +1,9 @@
 """Extrapolation of a measured spectrum in N by the finite-N law, without a model of the tokens.
 
-From the singular values s_k at N_0 tokens, T_{N_0}(v) = sum_k v s_k^2/(1 + v s_k^2) is known, hence the
-population: w = v (1 - T/N_0)^2 and P(w) = T, resolved while P is well below N_0. Beyond that the tail is an assumption: P goes on as
-a power of w. One probe takes the local slope; a second, smaller probe calibrates it. An attention sink (s_1 well above
-1, growing with N) is apart: it tilts all rows alike and scales the whole spectrum, so that it enters norms, not ranks.
+From the singular values s_k at N_0 tokens, T_{N_0}(v) = sum_k v s_k^2/(1 + v s_k^2) is known, hence the population:
+w = v (1 - T/N_0)^2 and P(w) = T, resolved while P is well below N_0. Beyond that the tail is an assumption: P goes on
+as a power of w. One probe takes the local slope; a second, smaller probe calibrates it. An attention sink (s_1 well
+above 1, growing with N) tilts all rows alike and scales the whole spectrum: it enters norms, not ranks.
 Source: shared/theory.md section 3.6. Exact for i.i.d. tokens where P is resolved; the tail is approximate.
 """
 
@@ -63,8 +63,7 @@ class ProbeLaw(SpectralLaw):
 
     @property
     def quartic(self) -> float:
-        """Population sum of lambda^2: sum s^4 - 2 (sum s^2)^2/N_0 without the leading mode, at least energy^2 /
-        rank."""
+        """Population sum of lambda^2 without the leading mode: sum s^4 - 2 (sum s^2)^2/N_0, at least a tenth of sum s^4."""
         finite_n = float((self.values[1:] ** 4).sum())
         return max(finite_n - 2.0 * self.energy**2 / self.probe_tokens, 0.1 * finite_n)
 

@@ -32,6 +32,8 @@ STEP = 0.05
 """Spacing of the grids in ln w and ln v."""
 START = np.log(1e-9)
 """Where the grids start, as ln(w times the largest lambda)."""
+LARGEST_LOG = 650.0
+"""The grids end here in any case: e^650 is near the end of float64, and no N reaches it."""
 ANGLE = np.pi - 1e-7
 """Argument of v at which singular values are counted; pi is the negative axis, where they are poles."""
 
@@ -140,7 +142,7 @@ class PopulationLaw(SpectralLaw):
     def log_w(self) -> Array:
         """Grid of ln w on which P is tabulated."""
         largest, least = 2.0 * np.log(self.sigma[1]), 2.0 * np.log(self.sigma[-1])
-        return np.arange(START - largest, 14.0 - least, STEP)
+        return np.arange(START - largest, min(14.0 - least, LARGEST_LOG), STEP)
 
     @cached_property
     def p(self) -> Array:
@@ -204,7 +206,8 @@ class PopulationLaw(SpectralLaw):
 
     def _resolvent(self, log_w: Array) -> tuple[Array, Array]:
         """P and dP/dln w at complex ln w."""
-        y = np.exp(log_w[:, None] + 2.0 * np.log(self.sigma[1:]))
+        x = log_w[:, None] + 2.0 * np.log(self.sigma[1:])
+        y = np.exp(np.minimum(x.real, LARGEST_LOG) + 1j * x.imag)
         part = y / (1.0 + y)
         return part @ self.multiplicity[1:], (part / (1.0 + y)) @ self.multiplicity[1:]
 

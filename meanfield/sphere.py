@@ -15,6 +15,7 @@ from meanfield._checks import Array, in_range
 
 NEGLIGIBLE = 1e-15
 """Share of the sum of singular values that the truncated degrees may carry."""
+MAX_KAPPA = 1e5
 MAX_DEGREE = 20_000
 LARGEST_LOG = 650.0
 """Multiplicities are kept in float64, below e^650."""
@@ -56,7 +57,7 @@ def sphere_spectrum(kappa: float, dim: int) -> tuple[Array, Array]:
 
 def bessel_ratio(kappa: float, dim: int, degrees: int) -> Array:
     """Ratios I_{nu+k+1}(kappa)/I_{nu+k}(kappa) for k = 0 .. degrees - 1, nu = dim/2 - 1; each in (0, 1)."""
-    order = dim / 2.0 - 1.0 + np.arange(degrees + 40)
+    order = dim / 2.0 - 1.0 + np.arange(degrees + int(40.0 + 8.0 * np.sqrt(kappa)))
     last = order[-1] + 1.0
     ratio = kappa / (
         last + 0.5 + np.hypot(last + 1.5, kappa)
@@ -126,6 +127,8 @@ def _log_multiplicity(k: Array, dim: int) -> Array:
 def _check(kappa: float, dim: int) -> tuple[float, int]:
     if not (np.isfinite(kappa) and kappa > 0.0):
         raise ValueError(f"kappa={kappa} is not a positive finite number; kappa is the largest logit, |q||k|/sqrt(D)")
+    if kappa > MAX_KAPPA:
+        raise ValueError(f"kappa={kappa:g} exceeds {MAX_KAPPA:g}; lower kappa: such rows are one-hot at any N")
     if int(dim) != dim or dim < 2:
         raise ValueError(f"dim={dim} is not an integer of at least 2; give the head dimension D")
     return float(kappa), int(dim)

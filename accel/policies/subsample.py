@@ -151,7 +151,7 @@ class Subsample(Policy):
         out, lse = attend(q, k_kept, v_kept, log_mass=chosen.mass.double().log() if weighted else None, scale=scale)
 
         blocks = [self._add_rest(q, k, v, out, lse, chosen, k_mean, v_mean, scale, block) for block in _blocks(q)]
-        out = torch.cat(blocks, 2)
+        out = _join(blocks)
         return self._shrink(q, k, v, out, scale, len(chosen.kept)) if self.fill == "shrink" else out
 
     def _add_rest(self, q, k, v, out, lse, chosen, k_mean, v_mean, scale, block) -> Tensor:
@@ -189,8 +189,8 @@ class Subsample(Policy):
             found = out.index_select(2, index).to(centre.dtype) - centre
             energy = found.square().sum((2, 3), keepdim=True)
             lam = ((found * exact).sum((2, 3), keepdim=True) / energy).clamp(0, 1).where(energy > 0, 1)
-        pieces = [(centre + lam * (out[:, :, block] - centre)).to(out.dtype) for block in _blocks(out)]
-        return torch.cat(pieces, 2)
+        pieces = [torch.lerp(centre, out[:, :, block].to(centre.dtype), lam).to(out.dtype) for block in _blocks(out)]
+        return _join(pieces)
 
     def cost(self, layout: TokenLayout, D: int, H: int, *, itemsize: int = 4) -> Cost:
         N, M = layout.tokens, self.kept_keys(layout)
@@ -240,6 +240,10 @@ def _blocks(x: Tensor) -> list[slice]:
     """Slices of the tokens of x (B, H, N, D), few enough at a time to bound the temporaries."""
     size = max(1, _BLOCK_ELEMENTS // (x.shape[0] * x.shape[1] * x.shape[3]))
     return [slice(start, start + size) for start in range(0, x.shape[2], size)]
+
+
+def _join(pieces: list[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
 
 
 def _mean(x: Tensor, among: Tensor | None = None) -> Tensor:

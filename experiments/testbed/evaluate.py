@@ -19,6 +19,7 @@ from accel.models.pose import decode_pose
 from accel.patch import patch
 from accel.policies import Frame
 from accel.schedule import Schedule
+from experiments.testbed.held_out import held_out_generator
 from experiments.testbed.metrics import (
     depth_error,
     identity_poses,
@@ -29,15 +30,13 @@ from experiments.testbed.metrics import (
 )
 from experiments.testbed.scenes import Batch, sample_batch
 
-HELD_OUT_SEED = 1 << 40  # training seeds stay below steps * 64 * seeds
 SCENES_PER_BATCH = 4
 
 
 def held_out(scenes: int, frames: int):
     """Batches of full-motion scenes with full-resolution depth."""
     for index in range(scenes // SCENES_PER_BATCH):
-        generator = torch.Generator().manual_seed(HELD_OUT_SEED + 1000 * frames + index)
-        yield sample_batch(generator, SCENES_PER_BATCH, frames, full_depth=True)
+        yield sample_batch(held_out_generator(1000 * frames + index), SCENES_PER_BATCH, frames, full_depth=True)
 
 
 def frame_only(layout, layers: int) -> Schedule:

@@ -11,7 +11,7 @@ import torch
 import typer
 from PIL import Image
 
-from experiments.testbed.evaluate import HELD_OUT_SEED
+from experiments.testbed.held_out import held_out_generator
 from experiments.testbed.scenes import sample_batch
 
 
@@ -22,8 +22,7 @@ def main(
 ) -> None:
     """Write `frames` photographs of one scene with its cameras and depth."""
     out.mkdir(parents=True, exist_ok=True)
-    generator = torch.Generator().manual_seed(HELD_OUT_SEED + 7_000_000 + seed)
-    batch = sample_batch(generator, 1, frames, full_depth=True)
+    batch = sample_batch(held_out_generator(900_000 + seed), 1, frames, full_depth=True)
     for index, image in enumerate(batch.images[0]):
         pixels = (image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
         Image.fromarray(pixels).save(out / f"{index:03d}.png", optimize=True)

@@ -70,7 +70,7 @@ def test_exact_is_bit_identical_and_every_site_is_hit(model, images):
 
 
 def test_each_layer_gets_its_own_policy_and_frame_blocks_none(model, images):
-    """A policy that scales its output by a power of two is the model with that layer's projection scaled: bit for bit."""
+    """Scaling a layer's output by a power of two is scaling its projection: bit for bit."""
     factors = (2.0, 0.5, 4.0)
     twin = copy.deepcopy(model)
     for block, factor in zip(twin.aggregator.global_blocks, factors, strict=True):
@@ -235,7 +235,7 @@ def test_sites_of_vggt_and_of_a_foreign_model():
 
 
 def test_a_compiled_block_is_patched_and_unpatched(model, images):
-    """Dynamo guards on the mode: traced before, under two schedules and after (backend "eager": no C compiler needed)."""
+    """Dynamo guards on the mode: traced before, under two schedules, and after (backend "eager" needs no compiler)."""
     schedules = [plan(model, images, *[Subsample(stride=s)] * 3) for s in (4, 2)]
     dense, eager = model(images), []
     for schedule in schedules:

@@ -101,10 +101,10 @@ def test_depth_error_and_its_alignment():
     target = torch.tensor([1.0, 2, 4]).view(1, 1, 1, 3)
     assert metrics.depth_error(target * 1.5, target).item() == pytest.approx(0.5)
     assert metrics.depth_error(target * 1.5, target, align=True).item() == pytest.approx(0, abs=1e-6)
-    one_off = torch.tensor([1.0, 2, 8]).view(1, 1, 1, 3)
-    assert metrics.depth_error(one_off, target, align=True).item() == pytest.approx(1 / 3)
+    one_off = torch.tensor([1.0, 2, 16]).view(1, 1, 1, 3)
+    assert metrics.depth_error(one_off, target, align=True).item() == pytest.approx(1)
     both = metrics.depth_error(torch.cat([target, one_off]), target.expand(2, 1, 1, 3))
-    torch.testing.assert_close(both, torch.tensor([0, 1 / 3]))
+    torch.testing.assert_close(both, torch.tensor([0.0, 1]))
 
 
 def test_point_error_is_a_mean_distance():

@@ -33,11 +33,13 @@ def test_two_probes_beat_unchanged_and_the_power_law(spectra):
 
 
 def test_one_probe_beats_unchanged(spectra):
+    law, unchanged = [], []
     for _, large, target in spectra.values():
         truth = float(ranks.effective_rank(target))
-        law = _error(one_probe_law(large, 200).ranks(800)["effective_rank"], truth)
-        assert law < tol.MEANFIELD_ONE_PROBE
-        assert law < 0.5 * _error(ranks.effective_rank(large), truth)
+        law.append(_error(one_probe_law(large, 200).ranks(800)["effective_rank"], truth))
+        unchanged.append(_error(ranks.effective_rank(large), truth))
+    assert max(law) < tol.MEANFIELD_ONE_PROBE
+    assert np.median(law) < 0.5 * np.median(unchanged)
 
 
 def test_the_resolved_law_inverts_its_own_map(spectra):

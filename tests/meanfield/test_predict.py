@@ -85,9 +85,9 @@ def test_condensed_rows_are_flagged():
 def test_prediction_is_fast():
     preset_params = preset("vggt-init")
     meanfield.predict_rank(24, 1e6, params=preset_params)
-    start = time.perf_counter()
+    start = time.process_time()
     meanfield.predict_rank(24, 1e6, params=preset_params)
-    assert time.perf_counter() - start < tol.MEANFIELD_SECONDS
+    assert time.process_time() - start < tol.MEANFIELD_SECONDS
 
 
 def test_probed_parameters_predict_more_frames(probed):

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -15,6 +15,7 @@ MEASURES = (ranks.effective_rank, ranks.effective_rank_energy, ranks.stable_rank
 spectra = arrays(np.float64, st.integers(1, 12), elements=st.floats(0.0, 10.0)).filter(lambda s: s.max() > 1e-3)
 
 
+@settings(deadline=None)
 @given(spectra, st.floats(1e-6, 1e6))
 def test_ranks_lie_between_one_and_the_number_of_values_and_ignore_scale_order_and_zeros(s, scale):
     for measure in MEASURES:
@@ -24,6 +25,7 @@ def test_ranks_lie_between_one_and_the_number_of_values_and_ignore_scale_order_a
             assert measure(same) == pytest.approx(float(rank), rel=tol.MEANFIELD_ROUNDING)
 
 
+@settings(deadline=None)
 @given(spectra)
 def test_ranks_are_ordered(s):
     """Renyi entropies fall with their order: effective >= energy >= participation >= stable."""
@@ -33,6 +35,7 @@ def test_ranks_are_ordered(s):
         assert smaller <= larger * (1.0 + tol.MEANFIELD_ROUNDING)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.floats(0.1, 10.0))
 def test_equal_singular_values_give_their_number(n, value):
     for measure in MEASURES:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meanfield import reductions as red
@@ -99,6 +99,7 @@ def test_shrinkage_by_monte_carlo():
     _agrees(red.shrinkage_error(query.mean_offset, mse), errors, tol.MEANFIELD_NEXT_ORDER * np.e / kept)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0.0, 3.0))
 def test_frame_error_is_an_identity_and_below_the_bound(seed, s):
     rng = np.random.default_rng(seed)

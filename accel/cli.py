@@ -1,0 +1,318 @@
+"""The command line: accel run | demo | predict | plan | validate.
+
+Exit codes: 0 done; 2 bad input, with one line "error: ..." on stderr that names the remedy; 130 interrupted.
+Tables and --json go to stdout, progress and errors to stderr.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from accel.errors import AccelError
+
+if TYPE_CHECKING:  # torch takes seconds to import: --help and bad usage do not wait for it
+    from accel.run import RunResult
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Photographs to cameras, depth and points, by attention that is as cheap as a prediction allows.",
+)
+
+Weights = Annotated[str, typer.Option(help='"testbed" (bundled), a hub id such as facebook/VGGT-1B, or a checkpoint.')]
+Budget = Annotated[str | None, typer.Option(help='Speed-up of the whole model, such as "2x"; not with --tolerance.')]
+Tolerance = Annotated[float | None, typer.Option(help="Output difference to stay within, such as 0.02 (the default).")]
+DeviceName = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; made if need be.")]
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose bad input ends in one line on stderr and exit code 2, and an interrupt in 130."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except AccelError as error:
+            raise _refuse(str(error)) from None
+        except MemoryError:
+            raise _refuse("out of memory; give fewer --frames, or --no-dense") from None
+        except OSError as error:
+            raise _refuse(f"{error}; check the path, its permissions and the space left") from None
+        except RuntimeError as error:
+            if "out of memory" in str(error) or "can't allocate memory" in str(error):
+                raise _refuse("out of memory; give fewer --frames, or --no-dense") from None
+            raise
+        except KeyboardInterrupt:
+            typer.echo("interrupted; the same command resumes from the stages that are complete", err=True)
+            raise typer.Exit(130) from None
+
+    return wrapper
+
+
+def _refuse(message: str) -> typer.Exit:
+    typer.echo("error: " + " ".join(message.split()), err=True)
+    return typer.Exit(2)
+
+
+def parse_budget(text: str | None) -> float | None:
+    """A speed-up from "2x", "2" or "1.5×"."""
+    if text is None:
+        return None
+    try:
+        return float(text.strip().lower().rstrip("x×"))
+    except ValueError:
+        raise AccelError(f'budget "{text}" is not a speed-up; give a factor such as 2x') from None
+
+
+def parse_frames(text: str) -> list[int]:
+    """Numbers of frames from "8" or "8,16,32"."""
+    try:
+        frames = [int(part) for part in text.split(",")]
+    except ValueError:
+        frames = []
+    if not frames or min(frames) < 1:
+        raise AccelError(f'frames "{text}" is not a list of positive integers; give for example 8,16,32')
+    return frames
+
+
+def demo_folder() -> Path:
+    """The scene that comes with the package."""
+    folder = Path(str(resources.files("accel") / "data" / "scene"))
+    if not folder.is_dir():
+        raise AccelError(f"this installation has no demo scene ({folder}); install the package again, or give images")
+    return folder
+
+
+@app.command()
+@guarded
+def run(
+    out: Out,
+    images: Annotated[list[Path] | None, typer.Argument(help="Photographs of one place, or folders of them.")] = None,
+    weights: Weights = "testbed",
+    budget: Budget = None,
+    tolerance: Tolerance = None,
+    device: DeviceName = "auto",
+    probe_frames: Annotated[int, typer.Option(help="How many of the first photographs the probe sees.")] = 4,
+    frames: Annotated[int | None, typer.Option(help="Use so many photographs at most, evenly spread.")] = None,
+    dense: Annotated[bool, typer.Option("--dense/--no-dense", help="Run the dense model beside it.")] = True,
+    spectra: Annotated[bool, typer.Option("--spectra/--no-spectra", help="Measure the attention spectra.")] = True,
+    demo: Annotated[bool, typer.Option("--demo", help="Use the scene that comes with the package.")] = False,
+    as_json: AsJson = False,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+) -> None:
+    """Photographs to cameras, depth and points, planned from a probe, beside the dense result, on one page."""
+    if demo and images:
+        raise AccelError("--demo brings its own images; leave out yours or --demo")
+    speed_up = parse_budget(budget)
+    from accel.run import Settings, check_folder
+
+    Settings(weights, speed_up, tolerance, device, probe_frames, frames, dense, spectra, seed)
+    check_folder(out)
+    from accel.run import run as job
+
+    result = job(
+        [demo_folder()] if demo else images or [],
+        out,
+        weights=weights,
+        budget=speed_up,
+        tolerance=tolerance,
+        device=device,
+        probe_frames=probe_frames,
+        frames=frames,
+        dense=dense,
+        spectra=spectra,
+        seed=seed,
+        console=Console(stderr=True),
+    )
+    _show(result, as_json)
+
+
+@app.command()
+@guarded
+def demo(out: Out, budget: Budget = None, tolerance: Tolerance = None, as_json: AsJson = False) -> None:
+    """The bundled model on the bundled scene, whose true cameras and depths are known."""
+    from accel.run import run as job
+
+    console = Console(stderr=True)
+    _show(job([demo_folder()], out, budget=parse_budget(budget), tolerance=tolerance, console=console), as_json)
+
+
+@app.command()
+@guarded
+def predict(
+    frames: Annotated[str, typer.Option(help="Numbers of frames, such as 8 or 8,16,32.")],
+    params: Annotated[str, typer.Option("--params", "--weights", help="A preset, vggt-init or testbed.")] = "vggt-init",
+    profile: Annotated[Path | None, typer.Option(help="profile.nc of an earlier run, instead of a preset.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The attention ranks to expect at a number of frames, without running a model."""
+    counts = parse_frames(frames)
+    from meanfield import predict_rank, preset
+
+    try:
+        if profile is not None:
+            from accel.profile import Profile
+
+            chosen = Profile.load(profile).rank_params(name=str(profile))
+        else:
+            chosen = preset(params)
+        tokens = [count * chosen.tokens_per_frame for count in counts]
+        ranks = predict_rank(chosen.layers, tokens, params=chosen)
+    except ValueError as error:
+        raise AccelError(str(error)) from error
+    names = ("attention_effective_rank", "attention_stable_rank", "entropy", "token_effective_rank")
+    if as_json:
+        found = {name: ranks[name].values.T.tolist() for name in names}
+        exponent = ranks["depth_exponent"].values.tolist()
+        _json(
+            {"params": chosen.name, "method": ranks.attrs["method"], "frames": counts, "tokens": tokens}
+            | found
+            | {"depth_exponent": exponent}
+        )
+        return
+    titles = ("effective rank", "stable rank", "entropy, nats", "tokens' eff. rank")
+    table = Table(
+        title=f"{chosen.name}: {ranks.attrs['method']}, means over {chosen.heads} heads", title_justify="left"
+    )
+    table.add_column("layer", justify="right")
+    for title in titles:
+        for count in counts:
+            table.add_column(f"{title}\n{count} frames", justify="right")
+    for layer in range(chosen.layers):
+        table.add_row(str(layer), *(f"{x:.4g}" for name in names for x in ranks[name].values[layer]))
+    Console().print(table)
+
+
+@app.command()
+@guarded
+def plan(
+    profile: Annotated[Path, typer.Argument(help="profile.nc of an earlier run.")],
+    frames: Annotated[int, typer.Option(help="The number of frames to plan for.")],
+    budget: Budget = None,
+    tolerance: Tolerance = None,
+    device: DeviceName = "auto",
+    out: Annotated[Path | None, typer.Option(help="Also write the schedule to this JSON file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The policy of every layer for a number of frames, from a profile."""
+    speed_up = parse_budget(budget)
+    from dataclasses import replace
+
+    from accel.cost import Device
+    from accel.profile import Profile
+    from accel.run import Settings, choose_device, make_schedule
+
+    settings = Settings(budget=speed_up, tolerance=tolerance, device=device)
+    found = Profile.load(profile)
+    machine = Device.measure(choose_device(device), config=found.config)
+    schedule = make_schedule(found, replace(found.layout, frames=frames), settings, machine)
+    if out is not None:
+        schedule.save(out)
+    if as_json:
+        typer.echo(schedule.to_json())
+    else:
+        Console().print(schedule.table())
+
+
+@app.command()
+@guarded
+def validate(
+    images: Annotated[list[Path], typer.Argument(help="Photographs of one place, or folders of them.")],
+    schedule: Annotated[Path, typer.Option(help="schedule.json of an earlier run.")],
+    weights: Weights = "testbed",
+    device: DeviceName = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """The error a schedule predicted beside the one it makes, layer by layer."""
+    from accel.images import load_images
+    from accel.models import load_model
+    from accel.report import short
+    from accel.run import choose_device
+    from accel.schedule import Schedule
+    from accel.validate import validate as job
+
+    planned = Schedule.load(schedule)
+    model = load_model(weights, choose_device(device))
+    loaded = load_images(images, model.config)
+    data = job(model, loaded.tensor.to(next(model.parameters()).device), planned)
+    if as_json:
+        _json(data.to_dict())
+        return
+    _table(
+        ("layer", "policy", "predicted error", "measured error"),
+        [
+            (str(layer), short(policy.describe()), *(f"{float(data[name][layer]):.4f}" for name in ERRORS))
+            for layer, policy in enumerate(planned.policies)
+        ],
+    )
+
+
+ERRORS = ("predicted_error", "measured_error")
+
+
+def _show(result: RunResult, as_json: bool) -> None:
+    """The end of a run: JSON, or a table of the layers, the totals, and where the page is."""
+    if as_json:
+        _json(result.results)
+        return
+    from accel.report import number, percent, short
+
+    r = result.results
+    time, difference = r["time"], r["output_difference"]
+    _table(
+        ("layer", "policy", "error\npredicted", "\nmeasured", "effective rank\npredicted", "\nmeasured"),
+        [
+            (
+                str(row["layer"]),
+                short(row["description"]),
+                *(percent(row[name]) for name in ERRORS),
+                *(number(row[f"effective_rank_{name}"]) for name in ("predicted", "measured")),
+            )
+            for row in r["layers"]
+        ],
+    )
+    lines = [("accelerated", f"{number(time['accelerated_s'])} s, planned {number(time['planned_s'])} s")]
+    if difference is None:
+        lines.append(("dense", f"not measured, planned {number(time['planned_dense_s'])} s"))
+    else:
+        lines.append(("dense", f"{number(time['dense_s'])} s, planned {number(time['planned_dense_s'])} s"))
+        lines.append(("ratio", f"{number(time['ratio'])}, planned {number(time['planned_ratio'])}"))
+        total = percent(difference["total"])
+        lines.append(("output difference", f"{total}, predicted {percent(r['predicted_difference'])}"))
+    for who, errors in (r["truth"] or {}).items():
+        text = f"AUC@30 {number(errors['auc_30'])}, depth abs-rel {number(errors['depth_abs_rel'])}"
+        lines.append((f"{who} against truth", text))
+    lines += [("note", note) for note in r["notes"]]
+    lines.append(("page", str(result.page)))
+    for name, text in lines:
+        typer.echo(f"{name + ':':<27} {text}")
+
+
+def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    table = Table()
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 1 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _json(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=1, default=lambda x: x.tolist() if hasattr(x, "tolist") else str(x)))
+
+
+def main() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,327 @@
+"""Which policy runs in which layer, and why: a `Schedule`, and `plan`, which finds the best one.
+
+`plan` solves, exactly, for one option o(l) per layer,
+
+    minimise  sum_l s_l,o(l) e_l,o(l)    subject to   time(o) <= time(dense) / budget        (or the other way round)
+
+with e the predicted relative error of the layer's attention output and s the sensitivity of the model's outputs to it.
+That errors of layers add is an assumption; published measurements on such models find it with r >= .97.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from accel.cost import Device, model_cost
+from accel.errors import AccelError
+from accel.layout import TokenLayout
+from accel.policies import Exact, Policy, policy_from_dict
+from accel.predictors import Predictor, own_mass
+from accel.profile import Profile
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A policy per global layer with what was predicted of it; `patch(model, schedule)` applies it.
+
+    predicted_error: relative rms error of each layer's attention output; sensitivity: output difference per such error;
+    seconds_saved per layer; predicted_seconds of a forward, dense and planned (None where no device was given).
+    """
+
+    layout: TokenLayout
+    policies: tuple[Policy, ...]
+    reasons: tuple[str, ...]
+    predicted_error: tuple[float, ...]
+    sensitivity: tuple[float, ...]
+    seconds_saved: tuple[float, ...]
+    predicted_seconds: tuple[float, float] | None = None
+    predictor: str = "none"
+    device: Device | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("policies", "reasons", "predicted_error", "sensitivity", "seconds_saved"):
+            value = tuple(getattr(self, name))
+            if len(value) != len(self.policies):
+                raise AccelError(f"Schedule.{name} has {len(value)} entries for {len(self.policies)} layers")
+            object.__setattr__(self, name, value)
+        for policy in self.policies:
+            policy.check(self.layout)
+
+    @property
+    def layers(self) -> int:
+        return len(self.policies)
+
+    @property
+    def predicted_output_error(self) -> tuple[float, ...]:
+        """Predicted output difference that each layer adds."""
+        return tuple(s * e for s, e in zip(self.sensitivity, self.predicted_error, strict=True))
+
+    @property
+    def predicted_total(self) -> float:
+        """Predicted output difference of the whole schedule: the sum over layers."""
+        return math.fsum(self.predicted_output_error)
+
+    @property
+    def predicted_speedup(self) -> float:
+        """Dense over planned seconds of a forward; 1 where no device was given."""
+        return 1.0 if self.predicted_seconds is None else self.predicted_seconds[0] / self.predicted_seconds[1]
+
+    def table(self) -> Table:
+        """The schedule as a rich table."""
+        table = Table(title=f"schedule for {self.layout.frames} frames, N={self.layout.tokens} tokens")
+        table.add_column("layer", justify="right")
+        table.add_column("policy")
+        for name in ("keys per query", "attention error", "sensitivity", "output error", "saved"):
+            table.add_column(name, justify="right")
+        table.add_column("reason")
+        rows = zip(self.policies, self.predicted_error, self.sensitivity, self.predicted_output_error, strict=True)
+        for layer, (policy, error, sensitivity, output) in enumerate(rows):
+            table.add_row(
+                str(layer),
+                policy.describe(),
+                f"{policy.keys_per_query(self.layout):.0f}",
+                f"{error:.3f}",
+                f"{sensitivity:.3f}",
+                f"{output:.4f}",
+                _duration(self.seconds_saved[layer]),
+                self.reasons[layer],
+            )
+        table.caption = self.summary()
+        return table
+
+    def summary(self) -> str:
+        """One line: predicted error, times, and by what."""
+        text = f"predicted output error {self.predicted_total:.4f}, predictor: {self.predictor}"
+        if self.predicted_seconds is None:
+            return text
+        dense, planned = self.predicted_seconds
+        device = "" if self.device is None else f" on {self.device.name}"
+        return f"{text}; {_duration(dense)} -> {_duration(planned)} ({self.predicted_speedup:.2f}x){device}"
+
+    def __str__(self) -> str:
+        text = StringIO()
+        Console(file=text, width=160).print(self.table())
+        return text.getvalue()
+
+    def to_json(self) -> str:
+        data: dict[str, Any] = {
+            "layout": self.layout.to_dict(),
+            "policies": [policy.to_dict() for policy in self.policies],
+            "reasons": self.reasons,
+            "predicted_error": self.predicted_error,
+            "sensitivity": self.sensitivity,
+            "seconds_saved": self.seconds_saved,
+            "predicted_seconds": self.predicted_seconds,
+            "predictor": self.predictor,
+            "device": None if self.device is None else self.device.to_dict(),
+        }
+        return json.dumps(data, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Schedule:
+        """The inverse of `to_json`."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise AccelError(f"the schedule is not JSON ({error}); write one by Schedule.save") from error
+        names = set(cls.__dataclass_fields__)
+        if not isinstance(data, dict) or set(data) != names:
+            got = sorted(data) if isinstance(data, dict) else type(data).__name__
+            raise AccelError(f"a schedule needs exactly the fields {sorted(names)}, got {got}")
+        seconds, device = data["predicted_seconds"], data["device"]
+        return cls(
+            **data
+            | {
+                "layout": TokenLayout.from_dict(data["layout"]),
+                "policies": tuple(policy_from_dict(d) for d in data["policies"]),
+                "predicted_seconds": None if seconds is None else tuple(seconds),
+                "device": None if device is None else Device.from_dict(device),
+            }
+        )
+
+    def save(self, path: Path | str) -> None:
+        """Write the JSON file, whole or not at all."""
+        path = Path(path)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as part:
+            part.write(self.to_json())
+        os.replace(part.name, path)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Schedule:
+        """The inverse of `save`."""
+        path = Path(path)
+        if not path.is_file():
+            raise AccelError(f"no schedule at {path}; make one by plan(...).save(path)")
+        return cls.from_json(path.read_text(encoding="utf-8"))
+
+
+def exact_schedule(layout: TokenLayout, layers: int) -> Schedule:
+    """Exact attention in every layer."""
+    zeros = (0.0,) * layers
+    return Schedule(layout, (Exact(),) * layers, ("exact: no plan was made",) * layers, zeros, zeros, zeros)
+
+
+def plan(
+    profile: Profile,
+    layout: TokenLayout,
+    *,
+    predictor: Predictor,
+    budget: float | None = None,
+    tolerance: float | None = None,
+    device: Device,
+    options: Sequence[Policy] | None = None,
+) -> Schedule:
+    """The best schedule at `layout.frames`: least predicted output error within a time, or least time within an error.
+
+    Exactly one of budget, the speed-up of the whole forward (2.0: twice as fast), and tolerance, the predicted total
+    output difference (`accel.outputs`), is given. options default to those probed; those the layout does not allow are
+    left out. The optimum of the model is exact (mixed-integer program); the model's assumptions are the predictor's,
+    additivity over layers, and the cost model's. AccelError: neither or both given, out of range, or unreachable.
+    """
+    if (budget is None) == (tolerance is None):
+        raise AccelError(f"{budget=} and {tolerance=}: give exactly one of them")
+    if budget is not None and not (math.isfinite(budget) and budget >= 1):
+        raise AccelError(f"budget={budget} is a speed-up; give a number of at least 1, e.g. 2.0")
+    if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
+        raise AccelError(f"tolerance={tolerance} is an output difference; give a number of at least 0, e.g. 0.02")
+    profile.check(layout)
+    options = _allowed(profile.options if options is None else options, layout)
+    errors = np.asarray(predictor(profile, layout, options), dtype=np.float64)
+    sensitivity = profile.sensitivity(options)
+    damage = errors * sensitivity
+    if errors.shape != (profile.layers, len(options)) or not np.isfinite(damage).all() or (damage < 0).any():
+        raise AccelError(f"predictor {predictor.name!r} gave {errors.shape} or values that are not errors: {errors}")
+
+    config, itemsize = profile.config, device.itemsize
+    cost = model_cost(config, layout, itemsize=itemsize)
+    dense = cost.seconds(device)["total"]
+    each = np.array(
+        [
+            device.seconds(policy.cost(layout, config.head_dim, config.num_heads, itemsize=itemsize), "attention")
+            for policy in options
+        ]
+    )
+    exact = device.seconds(cost.global_attention[0], "attention")
+    fixed = dense - exact * profile.layers
+    if budget is not None:
+        best = dense / (fixed + profile.layers * each.min())
+        if best < budget * (1 - 1e-9):
+            raise AccelError(
+                f"budget={budget:g} cannot be met at {layout.frames} frames: global attention takes "
+                f"{exact * profile.layers / dense:.0%} of the forward on {device.name}, so at best {best:.2f}x; lower "
+                f"the budget, or give more frames (the share grows with their number)"
+            )
+        chosen = _solve(damage, np.tile(each / dense, (profile.layers, 1)), 1 / budget - fixed / dense)
+    else:
+        least = damage.min(1).sum()
+        if least > tolerance:
+            raise AccelError(f"tolerance={tolerance:g} is below the least predicted error {least:.3g}; add Exact()")
+        chosen = _solve(np.tile(each / dense, (profile.layers, 1)), damage, tolerance)
+
+    rows = np.arange(profile.layers)
+    policies = tuple(options[j] for j in chosen)
+    planned = fixed + each[chosen].sum()
+    return Schedule(
+        layout=layout,
+        policies=policies,
+        reasons=_reasons(profile, layout, policies, errors[rows, chosen], damage, each, options),
+        predicted_error=tuple(errors[rows, chosen].tolist()),
+        sensitivity=tuple(sensitivity[rows, chosen].tolist()),
+        seconds_saved=tuple((exact - each[chosen]).tolist()),
+        predicted_seconds=(float(dense), float(planned)),
+        predictor=predictor.name,
+        device=device,
+    )
+
+
+def _allowed(options: Sequence[Policy], layout: TokenLayout) -> tuple[Policy, ...]:
+    kept, why = [], "none was given"
+    for policy in options:
+        try:
+            policy.check(layout)
+            kept.append(policy)
+        except AccelError as error:
+            why = str(error)
+    if not kept:
+        raise AccelError(f"no option can be applied to {layout}: {why}; add Exact()")
+    return tuple(kept)
+
+
+def _solve(objective: np.ndarray, limited: np.ndarray, limit: float) -> np.ndarray:
+    """One option per layer with the least sum of objective subject to sum limited <= limit, (layer,) indices.
+
+    Exact up to the solver's feasibility tolerance. Of equal objectives the smaller sum of `limited` is preferred.
+    """
+    layers, count = objective.shape
+    scale = max(float(objective.max()), 1e-300)
+    bound = max(float(limited.max()), 1e-300)
+    one_each = LinearConstraint(np.kron(np.eye(layers), np.ones(count)), 1, 1)
+    within = LinearConstraint(limited.ravel()[None] / bound, -np.inf, limit / bound * (1 + 1e-12) + 1e-12)
+    values = objective / scale + 1e-9 * limited / bound
+    # zero gap: instances are small (layers x options), so the optimum is proven at once
+    found = milp(
+        values.ravel(),
+        constraints=[one_each, within],
+        bounds=Bounds(0, 1),
+        integrality=np.ones(layers * count),
+        options={"mip_rel_gap": 0.0},
+    )
+    if found.x is None:
+        raise AccelError(f"no schedule satisfies the limit {limit:g} ({found.message}); loosen it")
+    return found.x.reshape(layers, count).argmax(1)
+
+
+def _reasons(
+    profile: Profile,
+    layout: TokenLayout,
+    policies: Sequence[Policy],
+    errors: np.ndarray,
+    damage: np.ndarray,
+    seconds: np.ndarray,
+    options: Sequence[Policy],
+) -> tuple[str, ...]:
+    """Why each layer has its policy, in words with numbers."""
+    own = own_mass(profile, layout)
+    sensitivity = profile.data["sensitivity"].values.mean(1)
+    median = max(float(np.median(sensitivity)), 1e-12)
+    full = seconds.max()
+    reasons = []
+    for layer, policy in enumerate(policies):
+        ratio = sensitivity[layer] / median
+        level = f"{ratio:.1f}x the median sensitivity"
+        if policy.name == "exact":
+            cheaper = [j for j, p in enumerate(options) if p.name != "exact"]
+            if ratio >= 1.2:
+                text = f"{ratio:.1f}x more sensitive than the median layer"
+            elif cheaper:
+                least = damage[layer, cheaper].min()
+                text = f"the gentlest shortcut would add {least:.2g} to the output error"
+            else:
+                text = "no other option was allowed"
+        elif policy.name == "frame":
+            text = f"{own[layer]:.0%} of the mass is in the own frame, attention error {errors[layer]:.1%}, {level}"
+        else:
+            kept = policy.keys_per_query(layout) / layout.tokens
+            text = f"{kept:.0%} of the keys give attention error {errors[layer]:.1%}, {level}"
+        if policy.name != "exact" and full > 0:
+            saved = 1 - seconds[list(options).index(policy)] / full
+            text += f", saves {saved:.0%} of the layer's attention time"
+        reasons.append(f"{policy.name}: {text}")
+    return tuple(reasons)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.2f} s" if abs(seconds) >= 1 else f"{seconds * 1e3:.1f} ms"
