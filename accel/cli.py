@@ -295,7 +295,7 @@ def _show(result: RunResult, as_json: bool) -> None:
         text = f"AUC@30 {number(errors['auc_30'])}, depth abs-rel {number(errors['depth_abs_rel'])}"
         lines.append((f"{who} against truth", text))
     lines += [("note", note) for note in r["notes"]]
-    lines.append(("page", str(result.page)))
+    lines.append(("page", str(result.out / "report.html")))
     for name, text in lines:
         typer.echo(f"{name + ':':<27} {text}")
 

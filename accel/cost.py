@@ -1,13 +1,13 @@
 """What a forward costs: operations and bytes of every part from the sizes alone, and seconds on a measured device.
 
-Operations count matrix products, convolutions and attention (a multiply and an add are two); bytes count arrays read and
-written besides. Kernels run one after another, so that a part takes
+Operations count matrix products, convolutions and attention (a multiply and an add are two); bytes count arrays read
+and written besides. Kernels run one after another, so that a part takes
 
     seconds = operations / rate + bytes / bandwidth
 
 The rates are measured on sequences as the model runs them, norms and activations included: these passes are in the
-rate, not in the bytes. Not counted: the overhead of a call (about 10 microseconds each on a CPU), which for a small model at a
-few hundred tokens is a good part of a reduced layer's time.
+rate, not in the bytes. Not counted: the overhead of a call (about 10 microseconds each on a CPU), which for a small
+model at a few hundred tokens is a good part of a reduced layer's time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class Device:
     def __post_init__(self) -> None:
         for field in fields(self)[1:]:
             if not getattr(self, field.name) > 0:
-                raise AccelError(f"Device.{field.name}={getattr(self, field.name)} must be positive; use Device.measure()")
+                raise AccelError(
+                    f"Device.{field.name}={getattr(self, field.name)} must be positive; use Device.measure()"
+                )
 
     def seconds(self, cost: Cost, kind: str = "linear") -> float:
         """Time of one part; kind is "linear", "attention" or "convolution"."""
@@ -102,7 +104,11 @@ class Device:
             attention = _time(lambda: F.scaled_dot_product_attention(q, q, q), device)
             convolution = _time(convolve, device)
             bandwidth = _time(lambda: large + large, device)
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device}, {torch.get_num_threads()} threads"
+        name = (
+            torch.cuda.get_device_name(device)
+            if device.type == "cuda"
+            else f"{device}, {torch.get_num_threads()} threads"
+        )
         return cls(
             name=f"{name}, {str(dtype).removeprefix('torch.')}",
             linear=24.0 * tokens * C * C / linear,

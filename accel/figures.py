@@ -128,7 +128,7 @@ def _plain_log(axes: Axes) -> None:
 def spectrum(layer: int, *, predicted: Array | None, measured: Array | None) -> str:
     """Singular values (head, k) of one layer against their index: each head thin, the geometric mean thick."""
     with rc_context(STYLE):
-        figure, axes = _axes(2.25, 1.9)
+        figure, axes = _axes(3.3, 2.2)
         for values, colour, line in ((measured, MEASURED, "-"), (predicted, PREDICTED, (0, (4, 1.6)))):
             if values is None:
                 continue
@@ -160,7 +160,7 @@ def errors(predicted: Array, measured: Array | None) -> str:
             both = (predicted > 0) & (measured > 0)
             axes.vlines(x[both], predicted[both], measured[both], color=GRID, linewidth=2.5, zorder=0)
         axes.set(title="error of the attention output", xlabel="global-attention layer", ylabel="relative rms error")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.12 * max(np.nanmax(np.concatenate(shown)), 1e-6))
         axes.set_xlim(-0.5, len(predicted) - 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y")
@@ -175,7 +175,7 @@ def bars(rows: Sequence[tuple[str, float, str]]) -> str:
         y = np.arange(len(rows))[::-1]
         axes.barh(y, seconds, color=colours, height=0.55)
         for place, value in zip(y, seconds, strict=True):
-            axes.annotate(f" {value:.3g} s", (value, place), va="center", color=INK)
+            axes.annotate(f"{value:.3g} s", (value, place), (5, 0), textcoords="offset points", va="center", color=INK)
         axes.set_yticks(y, names)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.set_xlim(0, 1.2 * max(seconds))

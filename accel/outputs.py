@@ -57,7 +57,7 @@ def _length(x: Tensor) -> Tensor:
 
 
 def _angle(a: Tensor, b: Tensor) -> Tensor:
-    """Rotation angle between quaternions (..., 4) of any non-zero length: 4 atan2(|a - b|, |a + b|), accurate near 0."""
+    """Angle between rotations, quaternions (..., 4) of any non-zero length: 4 atan2(|a - b|, |a + b|)."""
     a, b = (x / _length(x).clamp_min(1e-12).unsqueeze(-1) for x in (a, b))
     near, far = _length(a - b), _length(a + b)
     return 4 * torch.atan2(torch.minimum(near, far), torch.maximum(near, far))

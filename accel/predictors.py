@@ -143,6 +143,7 @@ def class_statistics(profile: Profile, layer: int, layout: TokenLayout) -> Class
         mean_key=np.exp(profile.data["patch_logit"].values[layer]),
         in_first=in_first,
         weight=share,
+        common=float(np.clip(profile.data["shared_noise"].values.mean(), 0.0, 1.0)),
     )
 
 
@@ -151,7 +152,8 @@ class ClassStatistics:
     """Class statistics of one layer at one layout; shapes as in `accel.statistics.query_statistics`, over (H, Q).
 
     mean_key: exp of the mean logit of a droppable patch, in the units of `mass`; weight (Q,): share of all queries
-    that a sampled one stands for. An output is a vector of coefficients of VECTORS, (H, Q, vector).
+    that a sampled one stands for; common: `shared_noise`, mean over layers (one layer's is too noisy). An output is a
+    vector of coefficients of VECTORS, (H, Q, vector).
     """
 
     layout: TokenLayout
@@ -162,6 +164,7 @@ class ClassStatistics:
     mean_key: np.ndarray
     in_first: np.ndarray
     weight: np.ndarray
+    common: float = 0.0
 
     def error(self, policy: Policy) -> float:
         """Relative rms error of the layer's output, heads and queries together."""
@@ -226,10 +229,11 @@ class ClassStatistics:
         return ceil(grid_h / rows) * ceil(grid_w / columns) / (grid_h * grid_w)
 
     def _subsample(self, policy: Subsample, exact: np.ndarray) -> np.ndarray:
-        """Squared bias of the limit plus sampling noise, as if the kept patches were drawn at random.
+        """Squared bias of the limit plus sampling noise, as if the kept patches of a frame were drawn at random.
 
         Noise of "mass" and "shrink": ((1-f)/f) sum over thinned keys of A^2 |v - o|^2; of the others f(1-f) times the
-        same sum about their own limit, in units of their own normaliser.
+        same sum about their own limit, in units of their own normaliser. All times 1 + (n - 1) common for n thinned
+        frames, whose errors agree since they share the grid.
         """
         f = self._fraction(policy)
         limit, thinned = self.limit(policy)
@@ -242,7 +246,8 @@ class ClassStatistics:
             # limit[self] = mass[self] / normaliser; the self class is never empty
             normaliser = self.mass[..., 0] / np.maximum(limit[..., 0], 1e-300)
             noise = f * f * subsample_error(f, spread / np.maximum(normaliser, 1e-300) ** 2)
-        squares = self._square(limit - exact) + noise
+        thinned_frames = self.layout.frames - policy.keep_first_frame
+        squares = self._square(limit - exact) + noise * (1.0 + (thinned_frames - 1) * self.common)
         return self._shrunk(policy, exact, squares) if policy.fill == "shrink" else squares
 
     def _spread(self, c: np.ndarray) -> np.ndarray:

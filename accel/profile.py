@@ -1,7 +1,8 @@
 """What a few frames tell about every global-attention layer: `probe` measures it, a `Profile` keeps it.
 
-A profile holds, per layer and head, spectra, entropies and class statistics (`accel.statistics`); per layer and candidate
-policy the error of the attention output; and per layer the sensitivity of the model's outputs to such an error.
+A profile holds, per layer and head, spectra, entropies and class statistics (`accel.statistics`); per layer and
+candidate policy the error of the attention output; and per layer the sensitivity of the model's outputs to such an
+error.
 Predictors carry it to other numbers of frames, `accel.schedule.plan` decides by it.
 """
 
@@ -37,6 +38,7 @@ from accel.statistics import (
     option_errors,
     query_statistics,
     sample_queries,
+    shared_noise,
     token_energies,
 )
 from meanfield.params import RankParams
@@ -65,6 +67,7 @@ LONG_NAMES = {
     "square_energy": "mean |v|^2 under squared attention over a class of patch keys",
     "gram": "inner products of class outputs and mean values",
     "patch_logit": "mean logit over patches outside frame 0, minus log-sum-exp",
+    "shared_noise": "agreement of the sampling errors of two frames, as a share of one frame's",
     "query": "token index of the sampled query",
 }
 _FLOOR = 1e-3
@@ -129,7 +132,9 @@ class Profile:
     def check(self, layout: TokenLayout) -> None:
         """Raise AccelError unless `layout` differs from the probe's in the number of frames only."""
         if replace(layout, frames=self.layout.frames) != self.layout:
-            raise AccelError(f"the profile was made at {self.layout}, not the grid of {layout}; probe images of that size")
+            raise AccelError(
+                f"the profile was made at {self.layout}, not the grid of {layout}; probe images of that size"
+            )
 
     def option_error(self, policies: Sequence[Policy]) -> np.ndarray:
         """Relative rms error of the attention output at the probe, (layer, option); exact needs no measurement."""
@@ -233,8 +238,8 @@ def probe(
     Variables: (layer, head, k) singular_value, all of them up to N = 1200, else 64, and small_singular_value at
     frames // 2 (at least 2); (layer, head) frobenius, entropy, ranks as in `measure_spectra`, query_mean, key_mean,
     logit_mean, logit_variance; (depth, energy) token_energy before the first pair and after each, token_effective_rank
-    (layer); option_error (layer, option); output_error and sensitivity (layer, kind); the class statistics of
-    `accel.statistics` over (layer, head, query, ...).
+    (layer), shared_noise (layer); option_error (layer, option); output_error and sensitivity (layer, kind); the class
+    statistics of `accel.statistics` over (layer, head, query, ...).
     """
     images, layout, small = _frames(model, images, frames)
     options = default_options(layout) if options is None else tuple(p for p in options if _allows(p, layout))
@@ -245,7 +250,9 @@ def probe(
     columns = (TextColumn("probe, {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with torch.no_grad(), Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
         task = bar.add_task("attention", total=2 * depth + len(kinds) * depth)
-        reference, values, tokens = _measure(model, images, layout, measured, index, generator, lambda: bar.advance(task))
+        reference, values, tokens = _measure(
+            model, images, layout, measured, index, generator, lambda: bar.advance(task)
+        )
         bar.update(task, description=f"{small} frames")
         less = _spectra(model, images[:, :small], generator, lambda: bar.advance(task))
         bar.update(task, description="sensitivity")
@@ -254,7 +261,7 @@ def probe(
             for j, policy in enumerate(kinds.values()):
                 with patch(model, _only(layout, depth, layer, policy)):
                     output_error[layer, j] = output_difference(reference, model(images))["total"]
-                bar.advance(task)
+                advance()
     errors = values.pop("option_error")
     floor = np.maximum(errors[:, [measured.index(p) for p in kinds.values()]], _FLOOR)
     variables: dict[str, Any] = {
@@ -320,6 +327,7 @@ def _measure(model, images, layout, options, index, generator, advance):
             found |= {name: x.cpu().numpy() for name, x in values.items()}
         found["gram"] = found["gram"].astype(np.float32)
         found["option_error"] = np.array(option_errors(q, k, v, layout, options))
+        found["shared_noise"] = np.array(shared_noise(q[0], k[0], v[0], layout, index, options))
         layers[layer] = found
         advance()
 
@@ -342,10 +350,9 @@ def _measure(model, images, layout, options, index, generator, advance):
     }
     order = sorted(layers)
     stacked = {name: np.stack([layers[layer][name] for layer in order]) for name in layers[0]}
-    values = {
-        name: x if name == "option_error" else (("layer", "head", *dims.get(name, ())), x)
-        for name, x in stacked.items()
-    }
+    values = {name: (("layer", "head", *dims.get(name, ())), x) for name, x in stacked.items()}
+    values["option_error"] = stacked["option_error"]
+    values["shared_noise"] = (("layer",), stacked["shared_noise"])
     tokens = {
         "token_energy": (("depth", "energy"), np.array([energies[i] for i in sorted(energies)])),
         "token_effective_rank": (("layer",), np.array([float(ranks[i]) for i in sorted(ranks)])),

@@ -228,6 +228,11 @@ def thousands(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 
+def times(ratio: float) -> str:
+    """A speed-up, such as 2.13×."""
+    return f"{ratio:.2f}×"
+
+
 def short(description: str) -> str:
     """The first part of a policy's description."""
     return description.split(",")[0]
@@ -241,7 +246,9 @@ def duration(seconds: float) -> str:
 def render(run: RunResult) -> str:
     """The page as HTML text: no file, script, font or address outside itself."""
     environment = Environment(loader=PackageLoader("accel"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(number=number, percent=percent, thousands=thousands, duration=duration, short=short)
+    environment.filters.update(
+        number=number, percent=percent, thousands=thousands, duration=duration, short=short, times=times
+    )
     page = environment.get_template("report.html.j2")
     return page.render(r=run.results, f=draw(run), ranks=RANKS)
 

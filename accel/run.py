@@ -105,10 +105,6 @@ class RunResult:
     out: Path
     results: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def page(self) -> Path:
-        return self.out / "report.html"
-
 
 def run(images: Iterable[str | Path], out: str | Path, *, console: Console | None = None, **asked: Any) -> RunResult:
     """Cameras, depth and points of the photographs by a planned schedule, beside the dense result, in the folder `out`.
@@ -263,8 +259,7 @@ class _Stages:
     """Names, seconds and reuse of the steps of a run, said on a console as they go."""
 
     def __init__(self, console: Console | None):
-        self.bars = console is not None
-        self.console = console or Console(quiet=True)
+        self.bars, self.console = console is not None, console or Console(quiet=True)
         self.seconds: dict[str, float] = {}
         self.reused: list[str] = []
 

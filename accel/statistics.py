@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from accel.layout import TokenLayout
-from accel.policies import Policy
+from accel.policies import Policy, Subsample
 
 CLASSES = ("self", "own_special", "own_patch", "first_special", "first_patch", "other_special", "other_patch")
 """Classes of keys as seen from a query; "own" is without the query itself, "first" is empty for queries in frame 0."""
@@ -88,6 +88,52 @@ def query_statistics(q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, queri
     return {name: torch.stack(parts) for name, parts in found.items()}
 
 
+def key_masses(policy: Subsample, layout: TokenLayout, queries: Tensor) -> Tensor:
+    """The mass that `Subsample` with fill "mass" gives every key for each query, (Q, N): 0 for a dropped one."""
+    chosen = policy.select(layout, device=queries.device)
+    mass = torch.zeros(layout.tokens, dtype=torch.float64, device=queries.device)
+    mass[chosen.kept] = chosen.mass.double()
+    table = mass.repeat(len(queries), 1)
+    rows, own = torch.arange(len(queries), device=queries.device), chosen.dropped[queries].double()
+    table[rows, chosen.stand_in[queries]] -= own
+    table[rows, queries] += own
+    return table
+
+
+def shared_noise(
+    q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, queries: Tensor, options: Sequence[Policy]
+) -> float:
+    """How far the sampling errors of two frames agree: mean <d_s, d_s'> / mean |d_s|^2, s and s' not the query's own.
+
+    d_s = sum_{j in s} A_ij (m_j - 1)(v_j - o_i) is what frame s adds to the error when its keys get the masses m of a
+    grid. The grid is the same in all frames, so these do not average out like independent ones: the squared sum over n
+    frames is n (1 + (n - 1) c) |d|^2. q, k, v (H, N, D); mean over the windows of the options; 0 without any. The
+    output o is itself an average over few frames, which biases c low: by half at 4 frames on the testbed.
+    """
+    strides = sorted({p.window for p in options if isinstance(p, Subsample) and p.stride > 1})
+    if not strides or layout.frames < 3:
+        return 0.0
+    queries = queries.to(q.device)
+    masses = [key_masses(Subsample(window=w, fill="mass", keep_first_frame=False), layout, queries) for w in strides]
+    others = (
+        layout.frame_of(device=q.device)[queries][:, None] != torch.arange(layout.frames, device=q.device)
+    ).double()
+    n, shape = layout.frames - 1, (-1, layout.frames, layout.tokens_per_frame)
+    pairs, squares = torch.zeros(len(strides)).double(), torch.zeros(len(strides)).double()
+    for head in range(q.shape[0]):
+        weight = torch.softmax(q[head, queries].double() @ k[head].double().mT * q.shape[-1] ** -0.5, -1)
+        values = v[head].double()
+        out = weight @ values
+        for i, mass in enumerate(masses):
+            change = (weight * (mass - 1)).reshape(shape)
+            d = torch.einsum("qsp,spd->qsd", change, values.reshape(*shape[1:], -1))
+            d = (d - change.sum(-1)[..., None] * out[:, None]) * others[..., None]
+            each, total = d.square().sum((1, 2)), d.sum(1).square().sum(-1)
+            pairs[i] += ((total - each) / (n * (n - 1))).sum().cpu()
+            squares[i] += (each / n).sum().cpu()
+    return float((pairs / squares.clamp_min(_TINY)).mean())
+
+
 def relative_error(out: Tensor, exact: Tensor) -> float:
     """Relative rms error |out - exact| / |exact| over all elements; 0 when both vanish."""
     error, size = ((x.double().square().sum().sqrt()).item() for x in (out.double() - exact.double(), exact))
@@ -117,7 +163,7 @@ def mean_statistics(q: Tensor, k: Tensor) -> dict[str, Tensor]:
 
 
 def token_energies(x: Tensor, layout: TokenLayout) -> tuple[float, float, float]:
-    """(M, D_b, D_w) of tokens x (N, C): |mean|^2, mean square of the frame means about it, of the tokens about theirs."""
+    """(M, D_b, D_w) of tokens x (N, C): |mean|^2, mean square of frame means about it, of tokens about theirs."""
     frames = x.double().reshape(layout.frames, layout.tokens_per_frame, -1)
     mean = frames.mean((0, 1))
     means = frames.mean(1)

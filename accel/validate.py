@@ -32,8 +32,8 @@ def validate(
 ) -> xr.Dataset:
     """Predicted and measured attention errors, output differences and times of a schedule on one scene.
 
-    images (1, S, 3, H, W) of the schedule's layout. 1 + 2 (repeats + 1) forwards: one that measures, one of each kind to
-    warm up, then dense and planned in turns. Over (layer): policy, predicted_error and measured_error (relative rms, on
+    images (1, S, 3, H, W) of the schedule's layout. 3 + 2 repeats forwards: one that measures, one of each kind to warm
+    up, then dense and planned in turns. Over (layer): policy, predicted_error and measured_error (relative rms, on
     the exact model's q, k, v), sensitivity, predicted_output_error. Scalars: predicted_total; measured_depth, _points,
     _rotation, _translation and _total (`output_difference`); predicted and measured seconds_dense, seconds_planned
     (medians) and speedup. Over (repeat): run_seconds_dense, run_seconds_planned.
@@ -41,7 +41,9 @@ def validate(
     if images.ndim != 5 or images.shape[0] != 1:
         raise AccelError(f"images have shape {tuple(images.shape)}; give one scene, (1, frames, 3, height, width)")
     if model.layout(images) != schedule.layout:
-        raise AccelError(f"the schedule is for {schedule.layout}, the images have {model.layout(images)}; plan for these")
+        raise AccelError(
+            f"the schedule is for {schedule.layout}, the images have {model.layout(images)}; plan for these"
+        )
     if repeats < 1:
         raise AccelError(f"repeats={repeats} must be at least 1")
     if len(sites(model)) != schedule.layers:

@@ -63,7 +63,7 @@ class ProbeLaw(SpectralLaw):
 
     @property
     def quartic(self) -> float:
-        """Population sum of lambda^2 without the leading mode: sum s^4 - 2 (sum s^2)^2/N_0, at least a tenth of sum s^4."""
+        """Population sum of lambda^2, leading mode apart: sum s^4 - 2 (sum s^2)^2/N_0, at least a tenth of sum s^4."""
         finite_n = float((self.values[1:] ** 4).sum())
         return max(finite_n - 2.0 * self.energy**2 / self.probe_tokens, 0.1 * finite_n)
 

@@ -66,12 +66,13 @@ MEANFIELD_GRID = 2e-3
 """Trapezoidal rule with steps of .05 in ln w: (.05)^2/12 times second derivatives of order 1 to 10."""
 
 MEANFIELD_LAW = 0.04
-"""The finite-N law against one dense matrix: theory.md 3.6 lists errors up to 2 per cent outside condensation for N = 1000
-and more; at N = 500 the sum of singular values at D = 64, kappa = 8 is 3.4 per cent high, one draw fluctuates below 1."""
+"""The finite-N law against one dense matrix: theory.md 3.6 lists errors up to 2 per cent outside condensation for
+N = 1000 and more; at N = 500 the sum of singular values at D = 64, kappa = 8 is 3.4 per cent high, one draw fluctuates
+below 1."""
 
 MEANFIELD_LAW_SECOND_MOMENTS = 0.1
-"""Second moments at N = 300 to 500: the law over-estimates them by a bias of order e^{3 s^2}/N; at D = 64, kappa = 8 the
-energy rank is 7 per cent high at N = 500, 4 at 1000, the others below 3."""
+"""Second moments at N = 300 to 500: the law over-estimates them by a bias of order e^{3 s^2}/N; at D = 64, kappa = 8
+the energy rank is 7 per cent high at N = 500, 4 at 1000, the others below 3."""
 
 MEANFIELD_TOP_VALUES = 0.1
 """The largest random singular value: an upper edge of the limit law (quantile 1/2) against one draw whose edge
@@ -121,10 +122,11 @@ MEANFIELD_SPREAD_OF_200 = 0.2
 """4 standard errors of a standard deviation from 200 draws: 4/sqrt(400)."""
 
 MEANFIELD_NEXT_ORDER = 4.0
-"""Self-normalised subsampling is a first order in 1/(f N_eff); this many times e^{s^2}/(f N) is allowed for the next."""
+"""Self-normalised subsampling is a first order in 1/(f N_eff); this many times e^{s^2}/(f N) is for the next."""
 
 MEANFIELD_MEAN_FILL = 0.06
-"""lambda is taken at the mean mass: its fluctuation and its covariance with o_S are of order 1/sqrt(N_eff f) ~ 5 per cent."""
+"""lambda is taken at the mean mass: its fluctuation and its covariance with o_S are of order 1/sqrt(N_eff f),
+5 per cent."""
 
 MEANFIELD_TOP_MASS = 2e-3
 """Discreteness of the quantile at 100 of 1000 logits, order 1/N."""

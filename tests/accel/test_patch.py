@@ -66,6 +66,9 @@ def test_exact_is_bit_identical_and_every_site_is_hit(model, images):
         assert torch.equal(model(images), dense)
         model(images)
     assert applied.forwards == applied.calls == [2, 2, 2]
+    untouched = Scaled(2.0, name="exact")  # the name is a promise: the model's own call, not this attend
+    with patch(model, plan(model, images, *[untouched] * 3)):
+        assert torch.equal(model(images), dense)
     assert applied.names == tuple(f"aggregator.global_blocks.{i}.attn" for i in range(3))
 
 

@@ -152,7 +152,7 @@ def test_own_and_other_sums_carry_to_more_exchangeable_frames():
 
 def test_functions_broadcast():
     assert red.subsample_error(np.array([0.25, 0.5])[:, None], np.ones(3)).shape == (2, 3)
-    assert red.extrapolate_own_mass(np.full((2, 3), 0.4), 4, np.array([8, 16])[:, None]).shape == (2, 3)
+    assert red.extrapolate_own_mass(np.full(3, 0.4), 4, np.array([8, 16])[:, None]).shape == (2, 3)
 
 
 @pytest.mark.parametrize(
