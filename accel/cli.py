@@ -20,6 +20,7 @@ from rich.table import Table
 from accel.errors import AccelError
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and bad usage do not wait for it
+    from accel.profile import Profile
     from accel.run import RunResult
 
 app = typer.Typer(
@@ -163,9 +164,7 @@ def predict(
 
     try:
         if profile is not None:
-            from accel.profile import Profile
-
-            chosen = Profile.load(profile).rank_params(name=str(profile))
+            chosen = _load_profile(profile).rank_params(name=str(profile))
         else:
             chosen = preset(params)
         tokens = [count * chosen.tokens_per_frame for count in counts]
@@ -211,11 +210,10 @@ def plan(
     from dataclasses import replace
 
     from accel.cost import Device
-    from accel.profile import Profile
     from accel.run import Settings, choose_device, make_schedule
 
     settings = Settings(budget=speed_up, tolerance=tolerance, device=device)
-    found = Profile.load(profile)
+    found = _load_profile(profile)
     machine = Device.measure(choose_device(device), config=found.config)
     schedule = make_schedule(found, replace(found.layout, frames=frames), settings, machine)
     if out is not None:
@@ -257,6 +255,15 @@ def validate(
             for layer, policy in enumerate(planned.policies)
         ],
     )
+
+
+def _load_profile(path: Path) -> Profile:
+    from accel.profile import Profile
+
+    try:
+        return Profile.load(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise AccelError(f"{path} is not a profile ({error}); give the profile.nc of an earlier run") from error
 
 
 ERRORS = ("predicted_error", "measured_error")

@@ -141,6 +141,7 @@ def spectrum(layer: int, *, predicted: Array | None, measured: Array | None) -> 
         axes.xaxis.set_major_formatter(FormatStrFormatter("%d"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 30 else (1,)))
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g") if high / low < 1000 else LogFormatterMathtext())
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(axis="y")

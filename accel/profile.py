@@ -261,7 +261,7 @@ def probe(
             for j, policy in enumerate(kinds.values()):
                 with patch(model, _only(layout, depth, layer, policy)):
                     output_error[layer, j] = output_difference(reference, model(images))["total"]
-                advance()
+                bar.advance(task)
     errors = values.pop("option_error")
     floor = np.maximum(errors[:, [measured.index(p) for p in kinds.values()]], _FLOOR)
     variables: dict[str, Any] = {

@@ -337,8 +337,7 @@ def _depth(run: RunResult) -> dict[str, Any]:
     low, high = np.nanquantile(reference["depth"][shown], [0.01, 0.99])
     low = max(low, 1e-6)
     limits = np.log([low, max(high, 1.001 * low)])
-    difference = None
-    top = 0.05
+    difference, top = None, 0.05
     if run.dense is not None:
         difference = np.abs(run.accelerated["depth"] - run.dense["depth"]) / np.maximum(run.dense["depth"], 1e-12)
         top = float(np.clip(np.nanquantile(difference[shown], 0.98), 1e-3, 1.0))
@@ -350,20 +349,18 @@ def _depth(run: RunResult) -> dict[str, Any]:
     def coloured(depth: np.ndarray) -> str:
         return figures.colour_map(np.log(np.maximum(depth, 1e-6)), *limits, "viridis_r")
 
-    rows = []
-    for i in shown:
-        rows.append(
-            {
-                "name": run.images.names[i],
-                "picture": figures.thumbnail(
-                    (run.images.tensor[0, i].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-                ),
-                "accelerated": coloured(run.accelerated["depth"][i]),
-                "dense": None if run.dense is None else coloured(run.dense["depth"][i]),
-                "difference": None if difference is None else figures.colour_map(difference[i], 0, top, "magma"),
-                "truth": None if run.truth is None else coloured(scale * run.truth["depth"][i]),
-            }
-        )
+    pictures = (255 * run.images.tensor[0].permute(0, 2, 3, 1)).round().byte().numpy()
+    rows = [
+        {
+            "name": run.images.names[i],
+            "picture": figures.thumbnail(pictures[i]),
+            "accelerated": coloured(run.accelerated["depth"][i]),
+            "dense": None if run.dense is None else coloured(run.dense["depth"][i]),
+            "difference": None if difference is None else figures.colour_map(difference[i], 0, top, "magma"),
+            "truth": None if run.truth is None else coloured(scale * run.truth["depth"][i]),
+        }
+        for i in shown
+    ]
     return {
         "depth": rows,
         "depth_range": (float(low), float(high)),

@@ -118,9 +118,8 @@ def run(images: Iterable[str | Path], out: str | Path, *, console: Console | Non
     AccelError before anything is written for bad images, weights, settings, folders and too little memory; for a budget
     or tolerance out of reach after the probe.
     """
-    settings = Settings(**asked)
+    settings, out = Settings(**asked), Path(out)
     seed, dense = settings.seed, settings.dense
-    out = Path(out)
     check_folder(out)
     stages = _Stages(console)
     target = choose_device(settings.device)

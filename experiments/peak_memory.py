@@ -1,7 +1,7 @@
 """Claim: VGGT-1B in float32 on two photographs at 518 px needs at most 8 GB of memory on a CPU.
 
-`python -m experiments.peak_memory PHOTO PHOTO [--weights random:vggt-1b] [--out FILE]` loads the network in this process,
-runs one forward and reports the peak resident memory of the whole process.
+`python -m experiments.peak_memory PHOTO PHOTO [--weights random:vggt-1b] [--out FILE]` loads the network in this
+process, runs one forward and reports the peak resident memory of the whole process.
 """
 
 import resource

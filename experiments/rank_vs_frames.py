@@ -1,9 +1,9 @@
 """Claim: the finite-N law predicts the effective rank of trained attention at more frames than it was shown.
 
-`python -m experiments.rank_vs_frames [--scenes 8] [--out experiments/results/rank_vs_frames]`. The law is fitted, per head,
-to the singular values at 2 and 4 frames, and predicts 8 and 16. Two settings: the scene's own probe, and a probe of
-other scenes only (calibrate on one set, predict another). Baselines: nothing changes with N, and a power law (a straight
-line in log-log) through the same two probes.
+`python -m experiments.rank_vs_frames [--scenes 8] [--out experiments/results/rank_vs_frames]`. The law is fitted, per
+head, to the singular values at 2 and 4 frames, and predicts 8 and 16. Two settings: the scene's own probe, and a probe
+of other scenes only (calibrate on one set, predict another). Baselines: nothing changes with N, and a power law (a
+straight line in log-log) through the same two probes.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ from accel.spectra import attention_spectrum
 from experiments.testbed.held_out import held_out_generator
 from experiments.testbed.scenes import sample_batch
 from experiments.verdict import Verdict, report
-from meanfield.extrapolation import two_probe_law
+from meanfield import effective_rank, two_probe_law
 
 PROBES, TARGETS = (2, 4), (8, 16)
 
@@ -44,11 +44,9 @@ def singular_values(model, images: torch.Tensor) -> np.ndarray:
     return np.stack([found[layer] for layer in sorted(found)])
 
 
-def effective_rank(s: np.ndarray) -> np.ndarray:
+def layer_rank(s: np.ndarray) -> np.ndarray:
     """Mean over heads of the Roy-Vetterli rank, (layer,)."""
-    from meanfield.ranks import effective_rank as rank
-
-    return rank(s).mean(axis=1)
+    return effective_rank(s).mean(axis=1)
 
 
 def law_prediction(probes: list[np.ndarray], per_frame: int, frames: int) -> np.ndarray:
@@ -57,8 +55,9 @@ def law_prediction(probes: list[np.ndarray], per_frame: int, frames: int) -> np.
     layers, heads = small.shape[:2]
     values = [
         [
-            two_probe_law(small[i, j], PROBES[0] * per_frame, large[i, j], PROBES[1] * per_frame)
-            .ranks(np.array(float(frames * per_frame)))["effective_rank"]
+            two_probe_law(small[i, j], PROBES[0] * per_frame, large[i, j], PROBES[1] * per_frame).ranks(
+                np.array(float(frames * per_frame))
+            )["effective_rank"]
             for j in range(heads)
         ]
         for i in range(layers)
@@ -92,9 +91,9 @@ def main(
     for index, own in enumerate(track(measured, "predicting")):
         others = [m for i, m in enumerate(measured) if i != index]
         mean_of_others = [np.mean([m[s] for m in others], axis=0) for s in PROBES]
-        own_ranks = [effective_rank(own[s]) for s in PROBES]
+        own_ranks = [layer_rank(own[s]) for s in PROBES]
         for column, count in enumerate(frames):
-            truth[index, column] = effective_rank(own[count])
+            truth[index, column] = layer_rank(own[count])
             values[0, index, column] = law_prediction([own[s] for s in PROBES], per_frame, count)
             values[1, index, column] = law_prediction(mean_of_others, per_frame, count)
             values[2, index, column] = power_law(own_ranks, count)

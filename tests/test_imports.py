@@ -31,24 +31,33 @@ def test_direction(package):
         assert not imported(path) & FORBIDDEN[package], path
 
 
-@pytest.mark.parametrize("package", ["meanfield", "accel"])
-def test_import_is_free_of_side_effects(package):
-    """Importing draws no random number, starts no CUDA context, patches nothing and opens no figure backend."""
-    code = f"""
+COMMON = """
 import random, sys
 import numpy as np
 random.seed(0); np.random.seed(0)
 before = random.getstate(), np.random.get_state()[1].tolist()
-{"import torch; torch.manual_seed(0); state = torch.get_rng_state(); sdpa = torch.nn.functional.scaled_dot_product_attention"
-  if package == "accel" else ""}
+{prepare}
 import {package}
 assert before == (random.getstate(), np.random.get_state()[1].tolist())
 assert "matplotlib.pyplot" not in sys.modules
-if "{package}" == "meanfield":
-    assert "torch" not in sys.modules
-else:
-    assert torch.equal(state, torch.get_rng_state()) and not torch.cuda.is_initialized()
-    assert sdpa is torch.nn.functional.scaled_dot_product_attention
-    assert torch.get_default_dtype() is torch.float32
+{check}
 """
-    subprocess.run([sys.executable, "-W", "error::DeprecationWarning:accel", "-c", code], check=True, cwd=ROOT)
+PREPARE_TORCH = """
+import torch
+torch.manual_seed(0)
+state, sdpa = torch.get_rng_state(), torch.nn.functional.scaled_dot_product_attention
+"""
+CHECK_TORCH = """
+assert torch.equal(state, torch.get_rng_state()) and not torch.cuda.is_initialized()
+assert sdpa is torch.nn.functional.scaled_dot_product_attention
+assert torch.get_default_dtype() is torch.float32
+"""
+CASES = {"meanfield": ("", 'assert "torch" not in sys.modules'), "accel": (PREPARE_TORCH, CHECK_TORCH)}
+
+
+@pytest.mark.parametrize("package", CASES)
+def test_import_is_free_of_side_effects(package):
+    """Importing draws no random number, starts no CUDA context, patches nothing and opens no figure backend."""
+    prepare, check = CASES[package]
+    code = COMMON.format(package=package, prepare=prepare, check=check)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

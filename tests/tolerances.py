@@ -147,3 +147,19 @@ SAME_ARITHMETIC = {"rtol": 1e-4, "atol": 1e-5}
 
 ROUNDING_F64 = {"rtol": 0.0, "atol": 1e-12}
 """Some tens of float64 operations on numbers of order one."""
+
+# --- PLANNER ---
+
+EXACT_STATISTICS = 1e-10
+"""Absolute, values of order 1: float64 sums of some 100 terms, divided by masses down to 1e-3."""
+
+STORED_STATISTICS = 1e-5
+"""Absolute, singular values and entropies of float32 models: q and k are the same float32 arrays, sums in float64, but
+two forwards may choose other kernels (1e-6 seen)."""
+
+MONTE_CARLO_LAW = 0.12
+"""Relative, error of one grid against the mean over random samples: 96 queries share some 200 kept keys, so that their
+errors agree; 5 % seen. The law itself is good to 1/(f N_eff)."""
+
+MODEL_FLOPS = 1e-3
+"""Relative: the operations are counted from the same shapes; nothing is left out."""

@@ -30,8 +30,8 @@ def load_model(name_or_path: str | os.PathLike, device: str | torch.device = "cp
     """A VGGT in evaluation mode from a name or a file.
 
     `name_or_path` is "testbed" (bundled), "random:testbed" or "random:vggt-1b" (random weights, seed 0), a local
-    .safetensors, .pt or .pth file or a folder that holds one, or a hub id such as "facebook/VGGT-1B". The sizes come from
-    the file's metadata, otherwise they are those of VGGT-1B. Every entry is loaded or listed in `DELIBERATELY_UNUSED`.
+    .safetensors, .pt or .pth file or a folder that holds one, or a hub id such as "facebook/VGGT-1B". The sizes come
+    from the file's metadata, else they are VGGT-1B's. Every entry is loaded or listed in `DELIBERATELY_UNUSED`.
     Raises AccelError for a file that is missing, unreadable, of another model, or has non-finite weights.
     """
     name = os.fspath(name_or_path)
@@ -72,7 +72,8 @@ def find_file(name: str) -> Path:
             continue
         except Exception as error:  # the hub client raises many unrelated types when offline or refused
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise AccelError(f'cannot fetch "{name}" from the hub ({reason}); download the file and pass its path')
+            message = f'cannot fetch "{name}" from the hub ({reason}); download the file and pass its path'
+            raise AccelError(message) from error
     raise AccelError(f'hub repository "{name}" holds neither {" nor ".join(HUB_FILES)}')
 
 
@@ -82,16 +83,18 @@ def read_checkpoint(path: Path) -> tuple[VGGTConfig, dict[str, Tensor]]:
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                state = {key: file.get_tensor(key) for key in file.keys()}
         except (SafetensorError, OSError, struct.error) as error:
-            raise AccelError(f'"{path}" is not a readable safetensors file ({error}); download it again')
+            raise AccelError(f'"{path}" is not a readable safetensors file ({error}); download it again') from error
         config = VGGTConfig.from_json(metadata["config"]) if "config" in metadata else VGGT_1B
         return config, state
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise AccelError(f'"{path}" is not a checkpoint of tensors only ({reason}); convert it to safetensors')
+        raise AccelError(
+            f'"{path}" is not a checkpoint of tensors only ({reason}); convert it to safetensors'
+        ) from error
     state = state.get("model", state) if isinstance(state, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise AccelError(f'"{path}" does not hold a state dict; save model.state_dict() instead')

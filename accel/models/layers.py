@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def rope_table(grid_h: int, grid_w: int, special: int, head_dim: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
+def rope_table(
+    grid_h: int, grid_w: int, special: int, head_dim: int, base: float, like: Tensor
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the 2-D rotary embedding of one frame, each (P, head_dim).
 
     The first half of the channels rotates with the row, the second with the column; patches count from 1, special

@@ -1,4 +1,4 @@
-"""Evaluate the testbed on held-out scenes: `python -m experiments.testbed.evaluate --control runs/control/weights.safetensors`.
+"""Evaluate the testbed on held-out scenes: `python -m experiments.testbed.evaluate [--control WEIGHTS]`.
 
 Rows: the network, the step-matched control whose global blocks see one frame each, and the mean predictor (identity
 pose, mean depth map of the training distribution). Scenes are drawn from seeds that training never uses.
@@ -6,6 +6,7 @@ pose, mean depth map of the training distribution). Scenes are drawn from seeds 
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated
 
 import torch
@@ -18,7 +19,6 @@ from accel.models import VGGT, load_model
 from accel.models.pose import decode_pose
 from accel.patch import patch
 from accel.policies import Frame
-from accel.schedule import Schedule
 from experiments.testbed.held_out import held_out_generator
 from experiments.testbed.metrics import (
     depth_error,
@@ -39,16 +39,13 @@ def held_out(scenes: int, frames: int):
         yield sample_batch(held_out_generator(1000 * frames + index), SCENES_PER_BATCH, frames, full_depth=True)
 
 
-def frame_only(layout, layers: int) -> Schedule:
-    """Every global layer restricted to the query's own frame, as the control was trained."""
-    return Schedule(layout=layout, policies=(Frame(),) * layers)
-
-
 @torch.no_grad()
 def predict(model: VGGT, batch: Batch, control: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Extrinsics (B, S, 3, 4) and depth (B, S, H, W)."""
     if control:
-        with patch(model, frame_only(model.layout(batch.images), model.config.depth)):
+        # as the control was trained: each global layer sees the query's own frame, by its own weights
+        schedule = SimpleNamespace(layout=model.layout(batch.images), policies=(Frame(),) * model.config.depth)
+        with patch(model, schedule):
             out = model(batch.images)
     else:
         out = model(batch.images)

@@ -1,6 +1,6 @@
 """Probe the testbed on calibration scenes: `python -m experiments.testbed.make_preset` writes the preset "testbed".
 
-Singular values, entropies and token energies are averaged over scenes of 4 frames; the experiments predict other scenes.
+Singular values, entropies and token energies are averaged over scenes of 4 frames; experiments predict other scenes.
 """
 
 from pathlib import Path
@@ -29,6 +29,7 @@ def main(
         images = sample_batch(held_out_generator(800_000 + scene), 1, 4).images
         generator = torch.Generator().manual_seed(scene)
         datasets.append(probe(model, images, generator=generator, progress=False).data)
+    datasets = [data.drop_vars("query") for data in datasets]  # each scene sampled its own queries
     mean = xr.concat(datasets, "scene").mean("scene", keep_attrs=True).assign_attrs(datasets[0].attrs)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(Profile(mean).rank_params(name="testbed").to_json() + "\n")

@@ -42,8 +42,10 @@ class TrainingModel(nn.Module):
             last = kept[config.depth - 1].float()
             out = {"pose_enc": self.vggt.camera_head(last[:, :, 0])}
             dense = self.linear(self.norm(last[:, :, special:]))
-            dense = dense.view(B, S, grid, grid, self.cells, self.cells, 6).transpose(3, 4).reshape(
-                B, S, TARGET_GRID, TARGET_GRID, 6
+            dense = (
+                dense.view(B, S, grid, grid, self.cells, self.cells, 6)
+                .transpose(3, 4)
+                .reshape(B, S, TARGET_GRID, TARGET_GRID, 6)
             )
             out |= {"log_depth": dense[..., 0], "points": dense[..., 1:4], "landing": dense[..., 4:]}
             out["features"] = self.match(self.matched[:, special:].float()).view(B, S, grid, grid, -1)
@@ -97,7 +99,7 @@ def objective(out: dict[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, f
     3 translation + 4 quaternion + field of view + log-depth + 2 points + 4 flow + matching, plus log-depth and 2 points
     of the DPT heads on their frames.
     """
-    B, S = batch.depth.shape[:2]
+    S = batch.depth.shape[1]
     translation, quaternion = batch.extrinsics[..., 3], batch.quaternions
     predicted = F.normalize(out["pose_enc"][..., 3:7], dim=-1)
     losses = {

@@ -31,7 +31,7 @@ FRAMES_CHOICES, FRAMES_WEIGHTS = (1, 2, 3, 4, 6, 8), (0.04, 0.3, 0.2, 0.26, 0.1,
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyper-parameters of one training run; `difficulty` multiplies the camera motion and rises as the poses are learned."""
+    """Hyper-parameters of one training run; `difficulty`, of the camera motion, rises as the poses are learned."""
 
     steps: int = 5000
     seed: int = 0

@@ -172,6 +172,7 @@ def test_a_missing_preset_file_says_how_to_make_it(tmp_path):
     [
         ({"entropy": None}, "misses"),
         ({"small_frames": None}, "together"),
+        ({"small_frames": 6}, "smaller first"),
         ({"token_energies": np.ones((3, 3))}, "token_energies have shape"),
         ({"entropy": np.full((LAYERS, HEADS), 9.0)}, "ln N"),
         ({"frames": 1}, "2|tokens"),
@@ -197,3 +198,9 @@ def test_inconsistent_probes_are_named(arrays, change, message):
 def test_inconsistent_parameters_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         RankParams.from_dict({**preset("vggt-init").to_dict(), **change})
+
+
+def test_json_with_other_keys_is_named():
+    data = preset("vggt-init").to_dict()
+    with pytest.raises(ValueError, match=r"missing \['kappa'\], unknown \['colour'\]"):
+        RankParams.from_dict({**{key: value for key, value in data.items() if key != "kappa"}, "colour": 1})

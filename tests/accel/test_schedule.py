@@ -1,0 +1,179 @@
+"""The planner against brute force, its refusals, its reasons, and the JSON round-trip."""
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from accel.cost import Device, model_cost
+from accel.errors import AccelError
+from accel.layout import TokenLayout
+from accel.patch import patch
+from accel.policies import Exact, Frame, Subsample
+from accel.predictors import ConstantPredictor, TheoryPredictor
+from accel.profile import probe
+from accel.schedule import Schedule, exact_schedule, plan
+from tests.accel.test_profile import generator, tiny
+
+DEVICE = Device("test", linear=1e11, attention=2e9, convolution=1e11, bandwidth=1e11)
+OPTIONS = (Exact(), Frame(), Subsample(stride=2, fill="mass"), Subsample(stride=8))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A predictor that says what it is told."""
+
+    errors: np.ndarray
+    name: str = "table"
+
+    def __call__(self, profile, layout, policies):
+        return self.errors[:, : len(policies)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny(depth=3)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(1, 5, 3, 32, 32, generator=generator(1))
+
+
+@pytest.fixture(scope="module")
+def profile(model, images):
+    return probe(model, images, options=OPTIONS, queries=16, generator=generator(), progress=False)
+
+
+@pytest.fixture
+def layout(profile):
+    return replace(profile.layout, frames=12)
+
+
+def every_schedule(profile, layout, errors):
+    """(total output error, seconds of the forward, policies) of all combinations, by the public cost model."""
+    damage = errors * profile.sensitivity(OPTIONS)
+    for chosen in itertools.product(range(len(OPTIONS)), repeat=profile.layers):
+        policies = tuple(OPTIONS[j] for j in chosen)
+        error = sum(damage[layer, j] for layer, j in enumerate(chosen))
+        yield error, model_cost(profile.config, layout, policies).seconds(DEVICE)["total"], policies
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_plan_is_the_best_of_all_combinations(profile, layout, seed):
+    errors = np.random.default_rng(seed).uniform(0.01, 1, (profile.layers, len(OPTIONS))) * [0, 1, 1, 1]
+    table = list(every_schedule(profile, layout, errors))
+    dense = next(seconds for _, seconds, policies in table if set(policies) == {Exact()})
+    fastest = dense / min(seconds for _, seconds, _ in table)
+    for budget in (1.0, 1 + 0.3 * (fastest - 1), 1 + 0.8 * (fastest - 1), fastest * (1 - 1e-12)):
+        found = plan(profile, layout, predictor=Table(errors), budget=budget, device=DEVICE)
+        best = min(error for error, seconds, _ in table if seconds <= dense / budget * (1 + 1e-9))
+        assert found.predicted_total == pytest.approx(best, rel=1e-6, abs=1e-12)
+        assert found.predicted_speedup >= budget * (1 - 1e-9)
+        assert found.predicted_seconds[1] == pytest.approx(
+            next(seconds for _, seconds, policies in table if policies == found.policies)
+        )
+    for tolerance in (0.0, *np.quantile([error for error, _, _ in table], [0.1, 0.5])):
+        found = plan(profile, layout, predictor=Table(errors), tolerance=tolerance, device=DEVICE)
+        best = min(seconds for error, seconds, _ in table if error <= tolerance + 1e-12)
+        assert found.predicted_seconds[1] == pytest.approx(best, rel=1e-9)
+        assert found.predicted_total <= tolerance + 1e-9
+
+
+def test_an_impossible_budget_names_the_best_and_the_remedy(profile, layout):
+    with pytest.raises(
+        AccelError, match=r"budget=100 cannot be met at 12 frames: .* at best (\d\.\d\d)x.*more frames"
+    ) as e:
+        plan(profile, layout, predictor=ConstantPredictor(), budget=100.0, device=DEVICE)
+    best = float(str(e.value).split("at best ")[1].split("x")[0])
+    found = plan(profile, layout, predictor=ConstantPredictor(), budget=best - 0.01, device=DEVICE)
+    assert found.predicted_speedup >= best - 0.01
+    with pytest.raises(AccelError, match="at best"):
+        plan(profile, layout, predictor=ConstantPredictor(), budget=best + 0.01, device=DEVICE)
+
+
+@pytest.mark.parametrize(
+    ("goal", "match"),
+    [
+        ({}, "exactly one"),
+        ({"budget": 2.0, "tolerance": 0.1}, "exactly one"),
+        ({"budget": 0.5}, "at least 1"),
+        ({"budget": math.nan}, "at least 1"),
+        ({"budget": math.inf}, "at least 1"),
+        ({"tolerance": -0.1}, "at least 0"),
+        ({"tolerance": math.nan}, "at least 0"),
+        ({"tolerance": 0.0, "options": (Frame(),)}, "add Exact"),
+        ({"tolerance": 0.1, "options": ()}, "add Exact"),
+    ],
+)
+def test_bad_goals(profile, layout, goal, match):
+    with pytest.raises(AccelError, match=match):
+        plan(profile, layout, predictor=ConstantPredictor(), device=DEVICE, **goal)
+
+
+def test_a_predictor_that_is_not_finite_is_refused(profile, layout):
+    errors = np.full((profile.layers, len(OPTIONS)), math.nan)
+    with pytest.raises(AccelError, match="predictor 'table'"):
+        plan(profile, layout, predictor=Table(errors), budget=1.1, device=DEVICE)
+
+
+def test_more_frames_reach_more(profile):
+    def best(frames):
+        with pytest.raises(AccelError) as e:
+            large = replace(profile.layout, frames=frames)
+            plan(profile, large, predictor=TheoryPredictor(), budget=1000.0, device=DEVICE)
+        return float(str(e.value).split("at best ")[1].split("x")[0])
+
+    assert best(64) > best(16) > best(4)
+
+
+def test_reasons_and_table(profile, layout):
+    errors = np.tile([0, 0.3, 0.1, 0.2], (profile.layers, 1))
+    found = plan(profile, layout, predictor=Table(errors), budget=1.2, device=DEVICE)
+    assert all(reason.startswith(p.name) for reason, p in zip(found.reasons, found.policies, strict=True))
+    text = str(found)
+    for word in ("policy", "keys per", "attention error", "sensitivity", "output error", "saved", "reason", "table"):
+        assert word in text
+    assert f"{found.predicted_speedup:.2f}x" in text
+    frames = plan(profile, layout, predictor=Table(errors), tolerance=1e9, options=[Frame()], device=DEVICE)
+    assert all("of the mass is in the own frame" in reason for reason in frames.reasons)
+    assert frames.seconds_saved[0] > 0
+
+
+def test_json_round_trip(profile, layout, tmp_path):
+    found = plan(profile, layout, predictor=TheoryPredictor(), budget=1.3, device=DEVICE)
+    assert Schedule.from_json(found.to_json()) == found
+    found.save(tmp_path / "schedule.json")
+    assert Schedule.load(tmp_path / "schedule.json") == found
+    exact_schedule(layout, 3).save(tmp_path / "schedule.json")
+    assert Schedule.load(tmp_path / "schedule.json") == exact_schedule(layout, 3)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "match"), [("{", "not JSON"), ("[]", "got list"), ('{"layout": 1}', "exactly the fields")]
+)
+def test_bad_json(text, match, tmp_path):
+    with pytest.raises(AccelError, match=match):
+        Schedule.from_json(text)
+    with pytest.raises(AccelError, match="no schedule at"):
+        Schedule.load(tmp_path / "none.json")
+
+
+def test_a_schedule_is_checked(layout):
+    good = exact_schedule(layout, 3)
+    with pytest.raises(AccelError, match="reasons has 2 entries for 3"):
+        replace(good, reasons=("", ""))
+    with pytest.raises(AccelError, match="at least 2 frames"):
+        replace(good, layout=TokenLayout(1, 4, 4, 4), policies=(Subsample(stride=4),) * 3)
+
+
+def test_the_plan_can_be_applied(model, images, profile):
+    layout = model.layout(images)
+    found = plan(profile, layout, predictor=TheoryPredictor(), tolerance=1e9, device=DEVICE)
+    with torch.no_grad(), patch(model, found) as applied:
+        model(images)
+    assert applied.calls == [1, 1, 1]
