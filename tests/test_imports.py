@@ -43,7 +43,8 @@ assert "matplotlib.pyplot" not in sys.modules
 {check}
 """
 PREPARE_TORCH = """
-import torch
+import torch, rich.console  # rich draws its style ids at import
+random.seed(0)
 torch.manual_seed(0)
 state, sdpa = torch.get_rng_state(), torch.nn.functional.scaled_dot_product_attention
 """

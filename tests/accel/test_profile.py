@@ -219,7 +219,6 @@ def test_probe_leaves_global_randomness_alone_and_is_reproducible(model, images,
 def test_rank_params_and_files(profile, tmp_path):
     params = profile.rank_params(name="tiny")
     assert params.kappa.shape == (4, 2) and [p.tokens for p in params.probes] == [40, 80]
-    pytest.importorskip("h5py", reason="h5netcdf writes through h5py")
     profile.save(tmp_path / "profile.nc")
     loaded = Profile.load(tmp_path / "profile.nc")
     xr.testing.assert_identical(loaded.data, profile.data)
