@@ -124,8 +124,12 @@ def class_statistics(profile: Profile, layer: int, layout: TokenLayout) -> Class
     data = {name: profile.data[name].values[layer] for name in ("mass", "squared", "square_energy", "gram")}
     seen, frames = profile.layout.frames, layout.frames
     in_first = profile.data["query"].values < profile.layout.tokens_per_frame
-    # frame_ratio is (S - 1)/(S_0 - 1); dropping frame 0 takes one frame from both
-    scale = np.where(in_first, frame_ratio(seen, frames), frame_ratio(seen - 1, max(frames - 1, 1)))
+    if frames == seen:
+        scale = np.ones(in_first.shape)
+    elif seen < 3:
+        raise AccelError(f"a probe of {seen} frames says nothing about {frames}; probe at least 3 frames")
+    else:  # frame_ratio is (S - 1)/(S_0 - 1); dropping frame 0 takes one frame from both
+        scale = np.where(in_first, frame_ratio(seen, frames), frame_ratio(seen - 1, max(frames - 1, 1)))
     mass, squared = data["mass"].copy(), data["squared"].copy()
     mass[..., _OTHER] *= scale[:, None]
     squared[..., PATCH_CLASSES.index("other_patch")] *= scale

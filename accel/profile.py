@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from accel.errors import AccelError
 from accel.layout import TokenLayout
 from accel.models.config import VGGTConfig
-from accel.outputs import output_difference
-from accel.patch import observe, patch, record
+from accel.patch import observe, record
 from accel.policies import Exact, Frame, Policy, Subsample, policy_from_dict
 from accel.provenance import provenance
+from accel.sensitivity import perturbations, sensitivity
 from accel.sites import sites
 from accel.spectra import DENSE_UP_TO, attention_spectrum
 from accel.statistics import (
@@ -70,10 +70,6 @@ LONG_NAMES = {
     "shared_noise": "agreement of the sampling errors of two frames, as a share of one frame's",
     "query": "token index of the sampled query",
 }
-_FLOOR = 1e-3
-"""Relative errors below this are taken as this in a sensitivity: a ratio of two roundings says nothing."""
-_PARTIAL = 64
-"""Singular values kept where the probe is too large for all of them."""
 
 
 def default_options(layout: TokenLayout) -> tuple[Policy, ...]:
@@ -156,16 +152,10 @@ class Profile:
         return np.stack([values[:, kinds.index(p.name) if p.name in kinds else len(kinds) - 1] for p in policies], -1)
 
     def rank_params(self, *, name: str = "probe") -> RankParams:
-        """Parameters of meanfield.predict_rank from this probe. AccelError for fewer than 4 layers, or where the probe
-        was too large for all singular values."""
+        """Parameters of meanfield.predict_rank from this probe. AccelError for fewer than 4 layers."""
         data, layout = self.data, self.layout
         if self.layers < 4:
             raise AccelError(f"the rank prediction fits at least 4 layers, this model has {self.layers}")
-        if data.sizes["k"] < layout.tokens:
-            raise AccelError(
-                f"the probe kept {data.sizes['k']} of {layout.tokens} singular values; probe fewer tokens "
-                f"(at most {DENSE_UP_TO}) for the rank prediction"
-            )
         arrays = {
             "singular_values": data["singular_value"].values,
             "frames": layout.frames,
@@ -175,6 +165,8 @@ class Profile:
             "token_energies": data["token_energy"].values,
             "small_singular_values": data["small_singular_value"].values,
             "small_frames": int(data.attrs["small_frames"]),
+            "spectrum_tokens": int(data.attrs["spectrum_tokens"]),
+            "small_spectrum_tokens": int(data.attrs["small_spectrum_tokens"]),
             "token_effective_rank": data["token_effective_rank"].values,
             "channels": self.config.embed_dim,
         }
@@ -198,27 +190,6 @@ class Profile:
             return cls(data.load())
 
 
-@dataclass(frozen=True)
-class _Only:
-    """A schedule with one policy in one layer and exact attention elsewhere."""
-
-    layout: TokenLayout
-    policies: tuple[Policy, ...]
-
-
-def _only(layout: TokenLayout, layers: int, layer: int, policy: Policy) -> _Only:
-    return _Only(layout, tuple(policy if i == layer else Exact() for i in range(layers)))
-
-
-def _kinds(options: Sequence[Policy], layout: TokenLayout) -> dict[str, Policy]:
-    """The perturbing policies: frame, and the coarsest of the others."""
-    rest = [p for p in options if p.name not in ("exact", "frame")]
-    kinds = {"frame": Frame()}
-    if rest:
-        kinds["subsample"] = min(rest, key=lambda p: p.keys_per_query(layout))
-    return kinds
-
-
 def probe(
     model: nn.Module,
     images: Tensor,
@@ -231,46 +202,50 @@ def probe(
 ) -> Profile:
     """Statistics of every global-attention layer from the first `frames` images; 2 L + 2 forwards of few frames.
 
-    images (1, S, 3, H, W) in [0, 1]; fewer than `frames` are taken as they are, at least 3. options default to
-    `default_options`; those the layout does not allow are left out. queries: rows sampled per head (by `generator`,
-    on the CPU) for the class statistics. The progress bar goes to stderr.
+    images (1, S, 3, H, W) in [0, 1]; fewer than `frames` are taken as they are, at least 2; only a probe of 3 or more
+    says something about other numbers of frames. options default to `default_options`; those the layout does not allow
+    are left out. queries: rows sampled per head (by `generator`, on the CPU) for the class statistics. The progress bar
+    goes to stderr.
 
-    Variables: (layer, head, k) singular_value, all of them up to N = 1200, else 64, and small_singular_value at
-    frames // 2 (at least 2); (layer, head) frobenius, entropy, ranks as in `measure_spectra`, query_mean, key_mean,
-    logit_mean, logit_variance; (depth, energy) token_energy before the first pair and after each, token_effective_rank
-    (layer), shared_noise (layer); option_error (layer, option); output_error and sensitivity (layer, kind); the class
-    statistics of `accel.statistics` over (layer, head, query, ...).
+    Spectra are those of all tokens up to N = 1200, and of the first frames // 2 frames; of a larger probe those of
+    1200 and of 600 random tokens, as if the scene had so many (attrs spectrum_tokens, small_spectrum_tokens).
+    Sensitivities of a larger probe are measured on the images reduced to about 1200 tokens: they are ratios of relative
+    errors, taken as independent of the resolution.
+
+    Variables: (layer, head, k) singular_value and small_singular_value, all of them; (layer, head)
+    frobenius, entropy, ranks as in `measure_spectra`, query_mean, key_mean, logit_mean, logit_variance;
+    (depth, energy) token_energy before the first pair and after each, token_effective_rank (layer), shared_noise
+    (layer); option_error (layer, option); output_error and sensitivity (layer, kind); the class statistics of
+    `accel.statistics` over (layer, head, query, ...).
     """
     images, layout, small = _frames(model, images, frames)
     options = default_options(layout) if options is None else tuple(p for p in options if _allows(p, layout))
-    kinds = _kinds(options, layout)
+    kinds = perturbations(options, layout)
     measured = [*options, *(p for p in kinds.values() if p not in options)]
     depth = len(sites(model))
     index = sample_queries(layout, queries, generator)
     columns = (TextColumn("probe, {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with torch.no_grad(), Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
-        task = bar.add_task("attention", total=2 * depth + len(kinds) * depth)
+        task = bar.add_task("attention", total=(1 + (layout.tokens <= DENSE_UP_TO) + len(kinds)) * depth)
         reference, values, tokens = _measure(
             model, images, layout, measured, index, generator, lambda: bar.advance(task)
         )
         bar.update(task, description=f"{small} frames")
-        less = _spectra(model, images[:, :small], generator, lambda: bar.advance(task))
+        errors = values.pop("option_error")
+        if layout.tokens <= DENSE_UP_TO:
+            less = _spectra(model, images[:, :small], generator, lambda: bar.advance(task))
+        else:
+            less = tokens.pop("less")
         bar.update(task, description="sensitivity")
-        output_error = np.zeros((depth, len(kinds)))
-        for layer in range(depth):
-            for j, policy in enumerate(kinds.values()):
-                with patch(model, _only(layout, depth, layer, policy)):
-                    output_error[layer, j] = output_difference(reference, model(images))["total"]
-                bar.advance(task)
-    errors = values.pop("option_error")
-    floor = np.maximum(errors[:, [measured.index(p) for p in kinds.values()]], _FLOOR)
+        at = errors[:, [measured.index(p) for p in kinds.values()]]
+        output_error, gains = sensitivity(model, images, reference, at, list(kinds.values()), lambda: bar.advance(task))
     variables: dict[str, Any] = {
         **values,
         **tokens,
         "small_singular_value": (("layer", "head", "k_small"), less),
         "option_error": (("layer", "option"), errors),
         "output_error": (("layer", "kind"), output_error),
-        "sensitivity": (("layer", "kind"), output_error / floor),
+        "sensitivity": (("layer", "kind"), gains),
         "query": (("query",), index.numpy()),
     }
     coords = {
@@ -290,6 +265,8 @@ def probe(
     data.attrs = provenance(device=parameter.device, dtype=parameter.dtype, seed=generator.initial_seed()) | {
         "layout": json.dumps(layout.to_dict()),
         "small_frames": small,
+        "spectrum_tokens": min(layout.tokens, DENSE_UP_TO),
+        "small_spectrum_tokens": less.shape[-1],
         "measured": json.dumps([p.to_dict() for p in measured]),
         "candidates": len(options),
         "config": model.config.to_json(),
@@ -304,24 +281,24 @@ def _frames(model: nn.Module, images: Tensor, frames: int) -> tuple[Tensor, Toke
     if images.ndim != 5 or images.shape[0] != 1:
         raise AccelError(f"images have shape {tuple(images.shape)}; give one scene, (1, frames, 3, height, width)")
     frames = min(frames, images.shape[1])
-    if frames < 3:
-        raise AccelError(
-            f"a probe of {frames} frames cannot tell frame 0, the own frame and the others apart; "
-            "give at least 3 images (for fewer, exact attention is cheap)"
-        )
+    if frames < 2:
+        raise AccelError(f"a probe of {frames} frame has no other frames; give at least 2 images")
     if not hasattr(model, "config"):
         raise AccelError(f"{type(model).__qualname__} has no .config, so its cost is unknown; load it by load_model")
     images = images[:, :frames]
-    return images, model.layout(images), max(2, frames // 2)
+    return images, model.layout(images), max(2, frames // 2) if frames > 2 else 1
 
 
 def _measure(model, images, layout, options, index, generator, advance):
     """One exact forward: the prediction, the variables over layers, and those over the residual stream."""
     layers: dict[int, dict[str, np.ndarray]] = {}
-    energies, ranks = {}, {}
+    energies, ranks, less = {}, {}, {}
 
     def measure(layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        spectrum = _spectrum(q, k, generator, layer)
+        spectrum = _spectrum(*_some(q, k, DENSE_UP_TO, generator), generator, layer)
+        if layout.tokens > DENSE_UP_TO:
+            half = _some(q, k, DENSE_UP_TO // 2, generator)
+            less[layer] = _spectrum(*half, generator, layer)["singular_value"].values
         found = {name: x.values for name, x in spectrum.items() if name in LONG_NAMES}
         for values in (mean_statistics(q[0], k[0]), query_statistics(q[0], k[0], v[0], layout, index)):
             found |= {name: x.cpu().numpy() for name, x in values.items()}
@@ -357,14 +334,23 @@ def _measure(model, images, layout, options, index, generator, advance):
         "token_energy": (("depth", "energy"), np.array([energies[i] for i in sorted(energies)])),
         "token_effective_rank": (("layer",), np.array([float(ranks[i]) for i in sorted(ranks)])),
     }
+    if less:
+        tokens["less"] = np.stack([less[layer] for layer in order])
     return reference, values, tokens
 
 
-def _spectrum(q: Tensor, k: Tensor, generator: torch.Generator, layer: int) -> xr.Dataset:
+def _some(q: Tensor, k: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """q and k of `count` random tokens, in order; all of them where there are no more."""
     tokens = q.shape[2]
-    count = tokens if tokens <= DENSE_UP_TO else _PARTIAL
+    if tokens <= count:
+        return q, k
+    chosen = torch.randperm(tokens, generator=generator)[:count].sort().values.to(q.device)
+    return q[:, :, chosen], k[:, :, chosen]
+
+
+def _spectrum(q: Tensor, k: Tensor, generator: torch.Generator, layer: int) -> xr.Dataset:
     try:
-        return attention_spectrum(q[0], k[0], generator=generator, count=count, method="auto")
+        return attention_spectrum(q[0], k[0], generator=generator, count=q.shape[2], method="auto")
     except AccelError as error:
         raise AccelError(f"layer {layer}: {error}") from error
 

@@ -126,8 +126,6 @@ def run(images: Iterable[str | Path], out: str | Path, *, console: Console | Non
     with stages("load"):
         model = load_model(settings.weights, target)
         loaded = load_images(images, model.config, frames=settings.frames)
-        if len(loaded) < 3:
-            raise AccelError(f"{len(loaded)} photographs are too few to probe and plan; give at least 3")
         truth = load_truth(loaded)
         parameters = sum(p.numel() for p in model.parameters())
         check_memory(model.config, loaded.tensor.shape, parameters, target)

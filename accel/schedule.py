@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -155,9 +153,9 @@ class Schedule:
     def save(self, path: Path | str) -> None:
         """Write the JSON file, whole or not at all."""
         path = Path(path)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as part:
-            part.write(self.to_json())
-        os.replace(part.name, path)
+        part = path.with_name(path.name + ".part")
+        part.write_text(self.to_json(), encoding="utf-8")
+        part.replace(path)
 
     @classmethod
     def load(cls, path: Path | str) -> Schedule:

@@ -205,13 +205,15 @@ class RankParams:
           frames               S of that probe, >= 2
           tokens_per_frame     P
           head_dim             D
-          entropy              (L, H) mean row entropy at that probe, nats
+          entropy              (L, H) mean row entropy of these matrices, nats
           token_energies       (L + 1, 3) mean squares (M, D_b, D_w) per token of the residual stream before the first
                                layer and after each frame + global pair: |mean|^2, between frames, within frames
         Optional:
           small_singular_values (L, H, n'), small_frames    a nested smaller probe: calibrates the tail
           token_effective_rank (L,) Roy-Vetterli rank of the (N, C) token matrix after each layer: gives token_dim
           channels             C, the token dimension otherwise (default heads * head_dim)
+          spectrum_tokens, small_spectrum_tokens    numbers of tokens of the two spectra, where they are those of random
+                               tokens of the probe instead of all tokens of its frames
         Singular values are rounded to `digits` significant digits, to keep the JSON small.
         ValueError names what is missing or inconsistent.
         """
@@ -223,9 +225,9 @@ class RankParams:
             raise ValueError(f"from_probe misses {missing}; see RankParams.from_probe for the arrays")
         frames, per_frame, dim = (int(arrays[key]) for key in ("frames", "tokens_per_frame", "head_dim"))
         tokens = frames * per_frame
-        probes = [Probe(tokens, _rounded(arrays["singular_values"], digits))]
+        probes = [Probe(int(arrays.get("spectrum_tokens", tokens)), _rounded(arrays["singular_values"], digits))]
         if "small_frames" in arrays:
-            small = int(arrays["small_frames"]) * per_frame
+            small = int(arrays.get("small_spectrum_tokens", int(arrays["small_frames"]) * per_frame))
             probes.insert(0, Probe(small, _rounded(arrays["small_singular_values"], digits)))
         entropy = finite("entropy", arrays["entropy"])
         energies = finite("token_energies", arrays["token_energies"])
@@ -237,8 +239,9 @@ class RankParams:
             token_dim = _token_dim(finite("token_effective_rank", arrays["token_effective_rank"]), spreads, tokens)
         else:
             token_dim = np.full(layers, float(arrays.get("channels", heads * dim)))
-        deficit = np.log(tokens) - in_range(
-            "entropy", entropy, 0.0, np.log(tokens) + 1e-6, remedy="give nats, at most ln N"
+        rows = probes[-1].tokens
+        deficit = np.log(rows) - in_range(
+            "entropy", entropy, 0.0, np.log(rows) + 1e-6, remedy="give nats, at most ln N"
         )
         recursion, residual = fit_recursion(energies, frames, per_frame)
         return cls(
@@ -253,7 +256,7 @@ class RankParams:
             recursion_residual=residual,
             probes=tuple(probes),
             entropy=entropy,
-            entropy_tokens=tokens,
+            entropy_tokens=rows,
         )
 
 

@@ -1,6 +1,8 @@
 """The probe: statistics against dense float64 twins, the exchangeability law, outputs compared, files."""
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +16,10 @@ from accel.models.config import TESTBED, VGGTConfig
 from accel.outputs import output_difference
 from accel.patch import observe, patch, record
 from accel.policies import Exact, Frame, Subsample
+from accel.predictors import TheoryPredictor
 from accel.profile import Profile, default_options, probe
 from accel.schedule import exact_schedule
+from accel.sensitivity import reduced
 from accel.statistics import (
     CLASSES,
     PATCH_CLASSES,
@@ -233,7 +237,7 @@ def test_options_that_the_layout_forbids_are_left_out(model):
 
 
 def test_what_a_probe_refuses(model, images, profile, tmp_path):
-    for wrong, match in ((images[:, :2], "at least 3"), (images[0], "one scene")):
+    for wrong, match in ((images[:, :1], "at least 2"), (images[0], "one scene")):
         with pytest.raises(AccelError, match=match):
             probe(model, wrong, generator=generator(), progress=False)
     with pytest.raises(AccelError, match="was not probed"):
@@ -284,3 +288,34 @@ def test_output_difference_in_degenerate_cases():
         output_difference(broken, reference)
     with pytest.raises(AccelError, match="same images"):
         output_difference(reference, reference | {"depth": reference["depth"][:, :2]})
+
+
+def test_a_probe_of_two_frames_describes_two_frames_only(model, images):
+    two = probe(model, images, frames=2, generator=generator(), progress=False)
+    assert (two.layout.frames, two.data.attrs["small_frames"]) == (2, 1)
+    theory, same = TheoryPredictor()(two, two.layout, two.options), two.option_error(two.options)
+    np.testing.assert_allclose(theory, same, rtol=EXACT_STATISTICS)
+    assert two.rank_params().probes[0].tokens == two.layout.tokens_per_frame
+    with pytest.raises(AccelError, match="probe at least 3 frames"):
+        TheoryPredictor()(two, replace(two.layout, frames=5), two.options)
+
+
+def test_a_large_probe_takes_spectra_of_random_tokens_and_reduced_images(model, monkeypatch):
+    """With the limit lowered, the same path that a probe of VGGT-1B takes."""
+    for module in ("accel.profile", "accel.sensitivity"):
+        monkeypatch.setattr(f"{module}.DENSE_UP_TO", 40)
+    images = torch.rand(1, 3, 3, 32, 48, generator=generator(1))
+    profile = probe(model, images, frames=3, generator=generator(), progress=False)
+    assert profile.layout.tokens == 3 * (4 + 24)
+    assert profile.data["singular_value"].shape[-1] == profile.data.attrs["spectrum_tokens"] == 40
+    assert profile.data["small_singular_value"].shape[-1] == profile.data.attrs["small_spectrum_tokens"] == 20
+    assert [p.tokens for p in profile.rank_params().probes] == [20, 40]
+    small = reduced(model, images, profile.layout)
+    assert tuple(small.shape) == (1, 3, 3, 32, 32) and 0 <= float(small.min()) <= float(small.max()) <= 1
+    frame = (Exact(), Exact(), Frame(), Exact())
+    schedule = SimpleNamespace(layout=model.layout(small), policies=frame)
+    with torch.no_grad():
+        exact = model(small)
+        with patch(model, schedule):
+            total = output_difference(exact, model(small))["total"]
+    assert float(profile.data["output_error"].sel(kind="frame")[2]) == pytest.approx(total, rel=1e-6)

@@ -177,10 +177,10 @@ def test_other_weights_or_images_are_probed_anew(weights, scene, tmp_path):
     assert first != run_module._fingerprint(model, images.tensor + 1e-3)
 
 
-def test_two_photographs_are_refused_before_anything_is_written(weights, scene, tmp_path):
-    with pytest.raises(AccelError, match="2 photographs are too few"):
-        run([scene / "0.png", scene / "1.png"], tmp_path / "out", weights=str(weights))
-    assert not (tmp_path / "out").exists()
+def test_two_photographs_are_enough(weights, scene, tmp_path):
+    done = run([scene / "0.png", scene / "1.png"], tmp_path / "out", weights=str(weights), spectra=False)
+    assert done.layout.frames == done.profile.layout.frames == 2
+    assert (done.out / "report.html").is_file() and np.isfinite(done.accelerated["depth"]).all()
 
 
 @pytest.mark.parametrize(
