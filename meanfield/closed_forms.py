@@ -2,7 +2,7 @@
 
 gamma = mean pairwise cosine, g = 1 - gamma the spread, N tokens, d dimensions, s^2 the variance of a row of logits.
 Each function returns a dict of float64 arrays in the broadcast shape of its arguments, dimensionless unless said.
-Source: shared/theory.md sections 2.1 and 3.1 to 3.5; checked against dense SVD in tests/meanfield/test_closed_forms.py.
+Source: docs/theory/notes.md 2.1, 3.1 to 3.5; checked against dense SVD in tests/meanfield/test_closed_forms.py.
 """
 
 from __future__ import annotations

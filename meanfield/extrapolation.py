@@ -4,7 +4,7 @@ From the singular values s_k at N_0 tokens, T_{N_0}(v) = sum_k v s_k^2/(1 + v s_
 w = v (1 - T/N_0)^2 and P(w) = T, resolved while P is well below N_0. Beyond that the tail is an assumption: P goes on
 as a power of w. One probe takes the local slope; a second, smaller probe calibrates it. An attention sink (s_1 well
 above 1, growing with N) tilts all rows alike and scales the whole spectrum: it enters norms, not ranks.
-Source: shared/theory.md section 3.6. Exact for i.i.d. tokens where P is resolved; the tail is approximate.
+Source: docs/theory/notes.md section 3.6. Exact for i.i.d. tokens where P is resolved; the tail is approximate.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ Spectral sums are integrals over P, without matrices and without the singularity
 
 The leading mode (sigma = 1, the constant function; larger when there is an attention sink) is not random like the
 others: it is kept apart, and the law carries the rest.
-Source: shared/theory.md section 3.6. Exact in the limit of independent features; measured against dense SVD within 2
+Source: docs/theory/notes.md 3.6. Exact in the limit of independent features; measured against dense SVD within 2
 per cent on spheres while rows are not condensed (s^2 below ln(N)/2).
 """
 

@@ -10,7 +10,7 @@ Frame attention: x = 1 for M and D_b, x = delta(beta, P) for D_w. Global attenti
 D_b and D_w. Each layer then adds noise of energies per token that is common to all, to a frame, or to a token. At
 another number of exchangeable frames S and tokens per frame P the finite-sample energies are
 D_w = w (1 - 1/P), D_b = (b + w/P)(1 - 1/S), M = m + (b + w/P)/S of the population energies (m, b, w).
-Source: shared/theory.md sections 2.1, 2.2 A-E and 9. Exact for equal norms and V = I or random V on average; a model of
+Source: docs/theory/notes.md 2.1, 2.2 A-E, 9. Exact for equal norms and V = I or random V on average; a model of
 trained blocks, whose parameters are fitted.
 """
 

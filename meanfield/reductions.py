@@ -8,7 +8,7 @@ Per query i: weights A_ij over N keys, values v_j, output o = sum_j A_ij v_j. Th
 
 Every function broadcasts and returns the expected squared error |o_reduced - o|^2 in the units of |v|^2 unless its
 docstring says otherwise. Divide by |o|^2 and take the root for the relative rms error.
-Source: shared/theory.md section 6, Monte-Carlo checked in tests/meanfield/test_reductions.py.
+Source: docs/theory/notes.md section 6, Monte-Carlo checked in tests/meanfield/test_reductions.py.
 """
 
 from __future__ import annotations

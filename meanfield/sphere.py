@@ -2,7 +2,7 @@
 
 Queries and keys are uniform on S^{D-1}, logits kappa cos(q, k). LayerNorm on q and k with head dimension D and the
 scale 1/sqrt(D) gives kappa = sqrt(D). The variance of a row of logits is s^2 = kappa^2/D.
-Source: shared/theory.md section 3.6 (Funk-Hecke).
+Source: docs/theory/notes.md section 3.6 (Funk-Hecke).
 """
 
 from __future__ import annotations

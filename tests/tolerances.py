@@ -66,7 +66,7 @@ MEANFIELD_GRID = 2e-3
 """Trapezoidal rule with steps of .05 in ln w: (.05)^2/12 times second derivatives of order 1 to 10."""
 
 MEANFIELD_LAW = 0.04
-"""The finite-N law against one dense matrix: theory.md 3.6 lists errors up to 2 per cent outside condensation for
+"""The finite-N law against one dense matrix: the notes, 3.6, lists errors up to 2 per cent outside condensation for
 N = 1000 and more; at N = 500 the sum of singular values at D = 64, kappa = 8 is 3.4 per cent high, one draw fluctuates
 below 1."""
 
@@ -98,7 +98,7 @@ MEANFIELD_ISOTROPIC = 0.05
 """n = 1/(1/N + 1/d) at N = 3000, d = 64: fluctuation of one draw and the next order in d/N."""
 
 MEANFIELD_IID_LOGITS = 0.01
-"""One draw at N = 1000, s = .5: theory.md 3.3 lists differences up to .3 per cent."""
+"""One draw at N = 1000, s = .5: docs/theory/notes.md 3.3 lists differences up to .3 per cent."""
 
 MEANFIELD_EDGE = 0.04
 """The edge 2 sqrt((e^{s^2} - 1)/N) of a heavy-tailed bulk at N = 1000: 1 to 3 per cent."""

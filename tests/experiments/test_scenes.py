@@ -195,7 +195,7 @@ def test_motion_is_as_large_as_the_recipe_says():
     config = SceneConfig(image_size=8, supersample=1)
     q = sample_batch(seeded(), 300, 2, config=config, target_grid=4).quaternions[:, 1]
     angle = torch.rad2deg(2 * torch.atan2(q[:, :3].norm(dim=-1), q[:, 3]))
-    assert 33 < angle.median() < 41  # shared/testbed.md: median relative rotation 37 degrees
+    assert 33 < angle.median() < 41  # the recipe: median relative rotation 37 degrees
 
 
 def test_autocast_does_not_change_the_scenes(batch):
