@@ -209,7 +209,7 @@ def probe(
 
     Spectra are those of all tokens up to N = 1200, and of the first frames // 2 frames; of a larger probe those of
     1200 and of 600 random tokens, as if the scene had so many (attrs spectrum_tokens, small_spectrum_tokens).
-    Sensitivities of a larger probe are measured on the images reduced to about 1200 tokens: they are ratios of relative
+    Sensitivities of a larger probe are measured on the images reduced to about 512 tokens: they are ratios of relative
     errors, taken as independent of the resolution.
 
     Variables: (layer, head, k) singular_value and small_singular_value, all of them; (layer, head)

@@ -13,9 +13,10 @@ from accel.layout import TokenLayout
 from accel.outputs import output_difference
 from accel.patch import patch, record
 from accel.policies import Exact, Frame, Policy
-from accel.spectra import DENSE_UP_TO
 from accel.statistics import option_errors
 
+SENSITIVITY_TOKENS = 512
+"""Tokens of the images on which sensitivities are measured, at most about this many: 2 L forwards are run on them."""
 _LEAST_SIDE = 4  # patches: the largest window of the default options
 _FLOOR = 1e-3
 """Relative errors below this are taken as this in a sensitivity: a ratio of two roundings says nothing."""
@@ -42,7 +43,7 @@ def sensitivity(
 
     images (1, S, 3, H, W) with their exact prediction `reference` and the attention error (layer, policy) of each
     policy. L forwards per policy, in each of which one layer runs one policy and the others are exact. Images of more
-    than 1200 tokens are reduced first: the gain is a ratio of relative errors, taken as independent of the resolution.
+    than 512 tokens are reduced first: the gain is a ratio of relative errors, taken as independent of the resolution.
     """
     small = reduced(model, images, model.layout(images))
     if small is not images:
@@ -67,11 +68,11 @@ class _Alone:
 
 
 def reduced(model: nn.Module, images: Tensor, layout: TokenLayout) -> Tensor:
-    """The images, smaller where the probe has more than `DENSE_UP_TO` tokens, in multiples of the patch size."""
-    if layout.tokens <= DENSE_UP_TO:
+    """The images, smaller where the probe has more than `SENSITIVITY_TOKENS` tokens, in multiples of the patch size."""
+    if layout.tokens <= SENSITIVITY_TOKENS:
         return images
     patch_size = model.config.patch_size
-    factor = (DENSE_UP_TO / layout.tokens) ** 0.5
+    factor = (SENSITIVITY_TOKENS / layout.tokens) ** 0.5
     grid = [min(side, max(_LEAST_SIDE, round(side * factor))) for side in (layout.grid_h, layout.grid_w)]
     size = [side * patch_size for side in grid]
     small = F.interpolate(images[0], size, mode="bilinear", antialias=True, align_corners=False)

@@ -302,8 +302,8 @@ def test_a_probe_of_two_frames_describes_two_frames_only(model, images):
 
 def test_a_large_probe_takes_spectra_of_random_tokens_and_reduced_images(model, monkeypatch):
     """With the limit lowered, the same path that a probe of VGGT-1B takes."""
-    for module in ("accel.profile", "accel.sensitivity"):
-        monkeypatch.setattr(f"{module}.DENSE_UP_TO", 40)
+    monkeypatch.setattr("accel.profile.DENSE_UP_TO", 40)
+    monkeypatch.setattr("accel.sensitivity.SENSITIVITY_TOKENS", 40)
     images = torch.rand(1, 3, 3, 32, 48, generator=generator(1))
     profile = probe(model, images, frames=3, generator=generator(), progress=False)
     assert profile.layout.tokens == 3 * (4 + 24)
