@@ -6,31 +6,39 @@ planner, closer (median factor) than "what the probe measured". Run: python -m e
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import typer
+import xarray as xr
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
 from scipy.stats import spearmanr
 
 from accel.models.checkpoint import load_model
 from accel.predictors import ConstantPredictor, OraclePredictor, TheoryPredictor
 from accel.profile import default_options, probe
+from experiments.testbed.held_out import held_out_generator
 from experiments.testbed.scenes import sample_batch
+from experiments.verdict import Verdict, report
 
+SIZES = (4, 8, 16)
 PREDICTORS = (TheoryPredictor(), TheoryPredictor(calibrated=False), ConstantPredictor())
 
 
 def compare(model: torch.nn.Module, seed: int, frames: int) -> dict[str, np.ndarray]:
     """Predicted and measured errors of one scene, by name: (sizes, layer, option), sizes 4, 8 and 16 frames."""
-    images = sample_batch(torch.Generator().manual_seed(seed), 1, 16).images
+    images = sample_batch(held_out_generator(600_000 + seed), 1, max(SIZES)).images
     options = default_options(model.layout(images[:, :frames]))
     profile = probe(
         model, images, frames=frames, options=options, generator=torch.Generator().manual_seed(seed), progress=False
     )
     found: dict[str, list[np.ndarray]] = {predictor.name: [] for predictor in PREDICTORS} | {"measured": []}
     kept = [policy for policy in options if policy.name != "exact"]
-    for size in (4, 8, 16):
+    for size in SIZES:
         layout = model.layout(images[:, :size])
         found["measured"].append(OraclePredictor(model, images[:, :size])(None, layout, kept))
         for predictor in PREDICTORS:
@@ -38,41 +46,47 @@ def compare(model: torch.nn.Module, seed: int, frames: int) -> dict[str, np.ndar
     return {name: np.stack(values) for name, values in found.items()} | {"noise": profile.data["shared_noise"].values}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="testbed", help="testbed, a hub id or a checkpoint")
-    parser.add_argument("--scenes", type=int, default=3)
-    parser.add_argument("--frames", type=int, default=4, help="of the probe")
-    parser.add_argument("--out", type=Path, help="write all numbers to this .npz")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    model = load_model(arguments.model)
-    scenes = [compare(model, seed, arguments.frames) for seed in range(arguments.scenes)]
-    table = {name: np.stack([scene[name] for scene in scenes]) for name in scenes[0]}
-    if arguments.out:
-        np.savez(arguments.out, **table)
-    print(f"shared noise, mean over layers, per scene: {table['noise'].mean(1).round(3)}")
-    factors = {}
-    for i, size in enumerate((4, 8, 16)):
-        truth = table["measured"][:, i]
+def main(
+    weights: Annotated[str, typer.Option(help="testbed, a hub id or a checkpoint.")] = "testbed",
+    scenes: Annotated[int, typer.Option(min=1)] = 6,
+    frames: Annotated[int, typer.Option(min=3, help="Of the probe.")] = 4,
+    out: Annotated[Path, typer.Option(help="Prefix of the .json and .nc files.")] = Path(
+        "experiments/results/reduction_errors"
+    ),
+) -> None:
+    """Print how well each predictor carries the errors of a probe to 8 and 16 frames."""
+    model = load_model(weights)
+    found = [compare(model, scene, frames) for scene in track(range(scenes), "scenes")]
+    data = {name: np.stack([scene[name] for scene in found]) for name in found[0]}
+    noise = data.pop("noise")
+    columns = ("frames", "predictor", "Spearman", "median ratio", "median factor", "90 % within")
+    table, factors = Table(*columns, title=f"attention errors, probe of {frames} frames, {scenes} scenes"), {}
+    for i, size in enumerate(SIZES):
+        truth = data["measured"][:, i]
         for predictor in PREDICTORS:
-            guess = table[predictor.name][:, i]
+            guess = data[predictor.name][:, i]
             log = np.log(guess / truth)
-            per_scene = np.exp(np.median(np.abs(log), (1, 2)))
-            factors[predictor.name, size] = float(np.exp(np.median(np.abs(log))))
             rho = np.median([spearmanr(g.ravel(), t.ravel())[0] for g, t in zip(guess, truth, strict=True)])
-            print(
-                f"{size:3d} frames {predictor.name:22s} Spearman {rho:.3f}  median ratio {np.exp(np.median(log)):.2f}  "
-                f"median factor {factors[predictor.name, size]:.3f} "
-                f"(scenes {per_scene.min():.2f}-{per_scene.max():.2f})  "
-                f"90 % within {np.exp(np.quantile(np.abs(log), 0.9)):.2f}"
+            factors[f"{predictor.name}, {size}"] = float(np.exp(np.median(np.abs(log))))
+            row = (
+                rho,
+                np.exp(np.median(log)),
+                factors[f"{predictor.name}, {size}"],
+                np.exp(np.quantile(abs(log), 0.9)),
             )
-    theory, constant = (np.mean([factors[name, size] for size in (8, 16)]) for name in ("theory", "constant"))
-    print(
-        f"VERDICT {'holds' if theory < constant else 'fails'}: mean median factor at 8 and 16 frames {theory:.3f} "
-        f"(calibrated theory) against {constant:.3f} (constant), {arguments.scenes} scenes"
+            table.add_row(str(size), predictor.name, *(f"{x:.3f}" for x in row))
+    Console(width=120).print(table)
+    theory, constant = (np.mean([factors[f"{name}, {size}"] for size in SIZES[1:]]) for name in ("theory", "constant"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    dims = ("scene", "frames", "layer", "option")
+    arrays = {name.replace(" ", "_"): (dims, values) for name, values in data.items()}
+    xr.Dataset(arrays, coords={"frames": list(SIZES)}).to_netcdf(out.with_suffix(".nc"), engine="h5netcdf")
+    claim = f"median factor of the calibrated theory at {SIZES[1]} and {SIZES[2]} frames below the constant's"
+    verdict = Verdict(claim, float(theory), float(constant), bool(theory < constant))
+    report(
+        [verdict], out.with_suffix(".json"), median_factor=factors, shared_noise=noise.mean(1).tolist(), scenes=scenes
     )
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)
