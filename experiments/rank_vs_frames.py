@@ -101,10 +101,10 @@ def main(
 
     data = xr.Dataset(
         {
-            "predicted": (("method", "scene", "frames", "layer"), values),
+            "predicted": (("predictor", "scene", "frames", "layer"), values),
             "measured": (("scene", "frames", "layer"), truth),
         },
-        coords={"method": list(methods), "frames": list(frames)},
+        coords={"predictor": list(methods), "frames": list(frames)},
         attrs={"weights": weights, "probes": str(PROBES), "tokens_per_frame": per_frame},
     )
     table = Table("layer", *(f"{s} frames" for s in frames), title="effective rank: measured / own probe / other probe")
@@ -141,12 +141,12 @@ def main(
 
 def figure(data: xr.Dataset) -> Figure:
     """Effective rank per layer, one panel for each number of frames; means over scenes."""
-    fig = Figure(figsize=(11, 3.4), layout="constrained")
+    fig = Figure(figsize=(12, 4), layout="constrained")
     for ax, count in zip(fig.subplots(1, data.sizes["frames"]), data["frames"].values, strict=True):
         now = data.sel(frames=count).mean("scene")
         ax.plot(now["measured"], "ko-", label="measured")
-        for method, style in zip(data["method"].values, ("-", "--", ":", "-."), strict=True):
-            ax.plot(now["predicted"].sel(method=method), style, label=str(method))
+        for name, style in zip(data["predictor"].values, ("-", "--", ":", "-."), strict=True):
+            ax.plot(now["predicted"].sel(predictor=name), style, label=str(name))
         ax.set(title=f"{count} frames", xlabel="layer", ylabel="effective rank of attention")
     ax.legend(fontsize=7)
     return fig
