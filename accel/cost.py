@@ -6,8 +6,8 @@ and written besides. Kernels run one after another, so that a part takes
     seconds = operations / rate + bytes / bandwidth
 
 The rates are measured on sequences as the model runs them, norms and activations included: these passes are in the
-rate, not in the bytes. Not counted: the overhead of a call (about 10 microseconds each on a CPU), which for a small
-model at a few hundred tokens is a good part of a reduced layer's time.
+rate, not in the bytes. A policy other than exact also pays a measured overhead per layer: selecting, joining and
+correcting are many small calls, which at a few hundred tokens outweigh what they save.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ import torch.nn.functional as F
 from accel.errors import AccelError
 from accel.layout import TokenLayout
 from accel.models.config import VGGTConfig
-from accel.policies import Cost, Exact, Policy, attention_cost
+from accel.policies import Cost, Exact, Policy, Subsample, attention_cost
 
 
 @dataclass(frozen=True)
 class Device:
     """Measured rates: operations per second of a block without its attention, of the attention kernel, and of the dense
-    heads' convolutions; bytes per second of plain copies; bytes per element of the activations."""
+    heads' convolutions; bytes per second of plain copies; bytes per element of the activations; seconds that a layer's
+    policy other than exact takes beyond its operations."""
 
     name: str
     linear: float
@@ -37,10 +38,11 @@ class Device:
     convolution: float
     bandwidth: float
     itemsize: int = 4
+    overhead: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self)[1:]:
-            if not getattr(self, field.name) > 0:
+            if not (getattr(self, field.name) > 0 or (field.name == "overhead" and self.overhead == 0)):
                 raise AccelError(
                     f"Device.{field.name}={getattr(self, field.name)} must be positive; use Device.measure()"
                 )
@@ -48,6 +50,11 @@ class Device:
     def seconds(self, cost: Cost, kind: str = "linear") -> float:
         """Time of one part; kind is "linear", "attention" or "convolution"."""
         return cost.flops / getattr(self, kind) + cost.bytes / self.bandwidth
+
+    def attention_seconds(self, policy: Policy, layout: TokenLayout, D: int, H: int) -> float:
+        """Time of one layer's attention under a policy, overhead included."""
+        extra = 0.0 if policy.name == "exact" else self.overhead
+        return self.seconds(policy.cost(layout, D, H, itemsize=self.itemsize), "attention") + extra
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -104,6 +111,10 @@ class Device:
             attention = _time(lambda: F.scaled_dot_product_attention(q, q, q), device)
             convolution = _time(convolve, device)
             bandwidth = _time(lambda: large + large, device)
+            tiny = TokenLayout(2, 1, 4, 4)
+            few = filled(1, H, tiny.tokens, D)
+            policy = Subsample(stride=4, fill="shrink")
+            overhead = _time(lambda: policy.attend(few, few, few, tiny), device)
         name = (
             torch.cuda.get_device_name(device)
             if device.type == "cuda"
@@ -116,6 +127,7 @@ class Device:
             convolution=2.0 * 9 * features**2 * 2 * 5 * side**2 / convolution,
             bandwidth=3.0 * large.numel() * dtype.itemsize / bandwidth,
             itemsize=dtype.itemsize,
+            overhead=overhead,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -260,6 +260,7 @@ class RankParams:
         )
 
 
+@cache
 def preset(name: str) -> RankParams:
     """Shipped parameters: "vggt-init" (derived) or "testbed" (probed). ValueError for other names, or a missing file.
 

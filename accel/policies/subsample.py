@@ -22,7 +22,7 @@ WINDOWS = {1: (1, 1), 2: (1, 2), 4: (2, 2), 6: (2, 3), 8: (2, 4), 9: (3, 3), 16:
 """Windows (rows, columns) of the named strides; 2, 4, 6 and 9 are the published ones."""
 FILLS = ("none", "published", "count", "mass", "shrink")
 
-_EXTRA = {"none": (0, 0), "published": (4, 2), "count": (12, 2), "mass": (6, 4), "shrink": (10, 7)}
+_EXTRA = {"none": (0, 0), "published": (12, 2), "count": (12, 2), "mass": (6, 4), "shrink": (10, 7)}
 """What a fill adds per element of an (N, D) array of each head: operations, and elements read or written."""
 
 _BLOCK_ELEMENTS = 2**24
@@ -44,10 +44,9 @@ class Subsample(Policy):
     S and its own key (once: nothing is added when i is in S), and for the rest, by `fill`:
 
     * "none": nothing.
-    * "published": one key (mean of k over R, mean of v over R) of weight one, as AVGGT describes it. Their supplement
-      was not at hand; the mean here runs over all of R, for every query.
-    * "count": the mean key with the weight of the keys it stands for. For i in R these are R without i, so mean and
-      weight n-1 leave i out (exactly; O(N D)).
+    * "published": one key (mean of k over R, mean of v over R) of weight one, as AVGGT describes it; their supplement
+      was not at hand. For i in R the mean leaves i out, whose own key is there already (exactly; O(N D)).
+    * "count": the same mean key with the weight of the n keys it stands for, n - 1 for i in R.
     * "mass": no extra key; each kept patch has the weight of its window (partial windows at the border: what they
       hold). For i in R the window's patch weighs one less, since i speaks for itself. Exact where the patches of a
       window coincide.
@@ -145,9 +144,6 @@ class Subsample(Policy):
         k_mean = v_mean = None
         if self.fill in ("published", "count"):
             k_mean, v_mean = _mean(k, chosen.dropped), _mean(v, chosen.dropped)
-        if self.fill == "published":
-            k_kept = torch.cat([k_kept, k_mean.to(k.dtype)], 2)
-            v_kept = torch.cat([v_kept, v_mean.to(v.dtype)], 2)
         out, lse = attend(q, k_kept, v_kept, log_mass=chosen.mass.double().log() if weighted else None, scale=scale)
 
         blocks = [self._add_rest(q, k, v, out, lse, chosen, k_mean, v_mean, scale, block) for block in _blocks(q)]
@@ -167,11 +163,13 @@ class Subsample(Policy):
             out = (out - share.unsqueeze(-1) * v_j) / (1 - share).unsqueeze(-1)
             lse = lse + torch.log1p(-share)
         rest = None
-        if self.fill == "count":
+        if self.fill in ("published", "count"):
             n = len(chosen.dropped) - len(chosen.kept)
             others = (n - drop.to(dtype)).clamp_min(1)
             logit = (n * scale * (q_i @ k_mean.transpose(-1, -2)).squeeze(-1) - own.where(drop, 0)) / others
-            logit = (logit + others.log()).where(n > drop.to(dtype), -torch.inf)
+            if self.fill == "count":
+                logit = logit + others.log()
+            logit = logit.where(n > drop.to(dtype), -torch.inf)
             rest = (n * v_mean - v_i * drop.unsqueeze(-1)) / others.unsqueeze(-1), logit
         out, lse = combine(out, lse, v_i, own.where(drop, -torch.inf))
         if rest is not None:
@@ -196,11 +194,8 @@ class Subsample(Policy):
         N, M = layout.tokens, self.kept_keys(layout)
         if M == N:
             return attention_cost(N, N, D, H, itemsize=itemsize)
-        attention = attention_cost(N, M + (self.fill == "published"), D, H, itemsize=itemsize)
-        # in passes over an (N, D) array per head: (operations, reads and writes); M / N for the copy of the kept keys
-        flops, moves = {"none": (0, 0), "published": (4, 2), "count": (12, 2), "mass": (6, 4), "shrink": (10, 7)}[
-            self.fill
-        ]
+        attention = attention_cost(N, M, D, H, itemsize=itemsize)
+        flops, moves = _EXTRA[self.fill]  # M / N below is the copy of the kept keys
         extra = Cost((5 + flops) * N * D * H, (5 + moves + 4 * M / N) * N * D * H * itemsize)
         if self.fill == "shrink" and self.shrinkage is None:
             extra += attention_cost(_probes(M), N, D, H, itemsize=itemsize)

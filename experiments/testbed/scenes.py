@@ -17,6 +17,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from accel.models.pose import matrix_to_quaternion, quaternion_to_matrix
+
 _NEAREST_HIT = 0.02  # scene units; a box face closer than this to the camera is not seen
 _FAR = 1e9  # limit of 1/direction, which is infinite for a ray parallel to a face
 
@@ -145,7 +147,7 @@ def sample_batch(
         depth=depth / unit,
         points=(points / scale[:, None, None, None, None]).float(),
         extrinsics=extrinsics.float(),
-        quaternions=rotation_to_quaternion(inverse).float(),
+        quaternions=matrix_to_quaternion(inverse).float(),
         fov=torch.full((2,), 2 * math.atan(0.5 / config.focal), device=device),
         scale=scale.float(),
         full_depth=full,
@@ -173,7 +175,7 @@ def sample_scene(
     def direction(*shape: int) -> Tensor:
         return torch.nn.functional.normalize(normal(*shape, 3), dim=-1)
 
-    axes = quaternion_to_rotation(torch.nn.functional.normalize(normal(batch, n_boxes, 4), dim=-1))
+    axes = quaternion_to_matrix(torch.nn.functional.normalize(normal(batch, n_boxes, 4), dim=-1))
     yaw = uniform(0, 2 * math.pi, batch)
     zero, one = torch.zeros_like(yaw), torch.ones_like(yaw)
     turn = torch.stack([yaw.cos(), zero, yaw.sin(), zero, one, zero, -yaw.sin(), zero, yaw.cos()], dim=-1)
@@ -343,29 +345,3 @@ def _cast(offset: Tensor, slope: Tensor, half: Tensor, u: Tensor, work: Tensor) 
         best = torch.where(hit, enter, best)
         face = torch.where(hit, entered, face)
     return best, face
-
-
-def quaternion_to_rotation(quaternion: Tensor) -> Tensor:
-    """Rotation ``(..., 3, 3)`` of a unit XYZW quaternion: ``I + 2 w [v]x + 2 [v]x^2``, [v]x the cross product."""
-    x, y, z, w = quaternion.unbind(-1)
-    zero = torch.zeros_like(x)
-    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).view(*x.shape, 3, 3)
-    eye = torch.eye(3, dtype=quaternion.dtype, device=quaternion.device)
-    return eye + 2 * (w[..., None, None] * cross + cross @ cross)
-
-
-def rotation_to_quaternion(rotation: Tensor) -> Tensor:
-    """Unit XYZW quaternion, ``w >= 0``, of a rotation ``(..., 3, 3)``: the largest column of ``4 q q^T``."""
-    r = rotation
-    # diagonal and off-diagonal blocks of 4 q q^T: 4 v v^T, 4 w v, 4 w^2
-    trace = r[..., 0, 0] + r[..., 1, 1] + r[..., 2, 2]
-    eye = torch.eye(3, dtype=r.dtype, device=r.device)
-    square = r + r.mT + (1 - trace)[..., None, None] * eye
-    skew = torch.stack([r[..., 2, 1] - r[..., 1, 2], r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]], -1)
-    outer = torch.cat(
-        [torch.cat([square, skew[..., None]], -1), torch.cat([skew, (1 + trace)[..., None]], -1)[..., None, :]], -2
-    )
-    largest = outer.diagonal(dim1=-2, dim2=-1).argmax(-1)
-    column = outer.gather(-1, largest[..., None, None].expand(*outer.shape[:-1], 1))[..., 0]
-    column = torch.where(column[..., 3:] < 0, -column, column)
-    return torch.nn.functional.normalize(column, dim=-1)

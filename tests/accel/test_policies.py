@@ -73,7 +73,7 @@ def twin_subsample(policy, q, k, v, layout, scale):
     num, den = (mass * (q @ k.mT * scale).exp()) @ v, (mass * (q @ k.mT * scale).exp()).sum(-1, keepdim=True)
     if policy.fill in ("published", "count") and not kept.all():
         for i in range(N):
-            rest = ~kept & ((torch.arange(N) != i) | (policy.fill == "published"))
+            rest = ~kept & (torch.arange(N) != i)
             e = (q[:, :, i] * k[:, :, rest].mean(2) * scale).sum(-1, keepdim=True).exp()
             e = e * (rest.sum() if policy.fill == "count" else 1)
             num[:, :, i], den[:, :, i] = num[:, :, i] + e * v[:, :, rest].mean(2), den[:, :, i] + e

@@ -150,7 +150,7 @@ def test_a_point_seen_by_two_cameras_has_one_depth_and_one_colour():
 
 def test_quaternions_are_those_of_the_extrinsics(batch):
     rotation = batch.extrinsics[..., :3]
-    torch.testing.assert_close(scenes.quaternion_to_rotation(batch.quaternions), rotation, atol=GEOMETRY, rtol=0)
+    torch.testing.assert_close(scenes.quaternion_to_matrix(batch.quaternions), rotation, atol=GEOMETRY, rtol=0)
     torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).expand_as(rotation), atol=GEOMETRY, rtol=0)
     assert (batch.quaternions[..., 3] >= 0).all()
 
@@ -158,11 +158,11 @@ def test_quaternions_are_those_of_the_extrinsics(batch):
 def test_quaternion_of_every_angle_and_convention():
     half = math.sqrt(0.5)
     quarter = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])  # x to y about z
-    torch.testing.assert_close(scenes.rotation_to_quaternion(quarter), torch.tensor([0, 0, half, half]))
+    torch.testing.assert_close(scenes.matrix_to_quaternion(quarter), torch.tensor([0, 0, half, half]))
     axis = torch.nn.functional.normalize(torch.randn(200, 3, generator=seeded(), dtype=torch.float64), dim=-1)
     angle = torch.linspace(0, math.pi, 200, dtype=torch.float64)[:, None]  # up to half turns
     q = torch.cat([axis * (angle / 2).sin(), (angle / 2).cos()], -1)
-    found = scenes.rotation_to_quaternion(scenes.quaternion_to_rotation(q))
+    found = scenes.matrix_to_quaternion(scenes.quaternion_to_matrix(q))
     found = found * (found * q).sum(-1, keepdim=True).sign()  # q and -q are one rotation at half a turn
     torch.testing.assert_close(found, q)
 
