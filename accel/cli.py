@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import json
+import re
+import sys
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -36,6 +38,9 @@ Tolerance = Annotated[float | None, typer.Option(help="Output difference to stay
 DeviceName = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; made if need be.")]
+
+MAX_FRAMES = 10_000_000
+UsageError = typer.BadParameter.__bases__[0]  # click's class; recent releases of typer bring a copy of click
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -83,9 +88,16 @@ def parse_frames(text: str) -> list[int]:
         frames = [int(part) for part in text.split(",")]
     except ValueError:
         frames = []
-    if not frames or min(frames) < 1:
-        raise AccelError(f'frames "{text}" is not a list of positive integers; give for example 8,16,32')
+    if not frames or not 1 <= min(frames) <= max(frames) <= MAX_FRAMES:
+        shown = text if len(text) <= 60 else text[:60] + "..."
+        raise AccelError(f'frames "{shown}" is not a list of integers from 1 to {MAX_FRAMES}; give for example 8,16,32')
     return frames
+
+
+def check_device(name: str) -> None:
+    """AccelError unless a model can be run on a device of this name, present or not."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise AccelError(f'device "{name}" is unknown; give cpu, cuda, cuda:0 or auto')
 
 
 def demo_folder() -> Path:
@@ -117,6 +129,7 @@ def run(
     if demo and images:
         raise AccelError("--demo brings its own images; leave out yours or --demo")
     speed_up = parse_budget(budget)
+    check_device(device)
     from accel.run import Settings, check_folder
 
     Settings(weights, speed_up, tolerance, device, probe_frames, frames, dense, spectra, seed)
@@ -207,6 +220,7 @@ def plan(
 ) -> None:
     """The policy of every layer for a number of frames, from a profile."""
     speed_up = parse_budget(budget)
+    check_device(device)
     from dataclasses import replace
 
     from accel.cost import Device
@@ -234,6 +248,7 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """The error a schedule predicted beside the one it makes, layer by layer."""
+    check_device(device)
     from accel.images import load_images
     from accel.models import load_model
     from accel.report import short
@@ -321,5 +336,12 @@ def _json(data: Any) -> None:
 
 
 def main() -> None:
-    """The console script."""
-    app()
+    """The console script: help without arguments, and one line for a usage error too."""
+    try:
+        code = app(sys.argv[1:] or ["--help"], prog_name="accel", standalone_mode=False)
+    except UsageError as error:
+        command = error.ctx.command_path if error.ctx else "accel"
+        code = _refuse(f"{error.format_message().rstrip('.')}; see {command} --help").exit_code
+    except typer.Abort:
+        code = 130
+    sys.exit(code or 0)

@@ -168,8 +168,15 @@ def errors(predicted: Array, measured: Array | None) -> str:
         return svg(figure, "predicted and measured error of each layer")
 
 
-def bars(rows: Sequence[tuple[str, float, str]]) -> str:
-    """Horizontal bars in seconds: (name, seconds, colour) from top to bottom."""
+def bars(time: dict[str, float | None]) -> str:
+    """Horizontal bars of the seconds measured and planned, in "time" of results.json; absent ones left out."""
+    rows = [
+        ("dense, measured", time["dense_s"], DENSE),
+        ("accelerated, measured", time["accelerated_s"], FAST),
+        ("dense, planned", time["planned_dense_s"], UNCHANGED),
+        ("accelerated, planned", time["planned_s"], PREDICTED),
+    ]
+    rows = [row for row in rows if row[1] is not None]
     with rc_context(STYLE):
         figure, axes = _axes(4.3, 0.55 + 0.42 * len(rows))
         names, seconds, colours = zip(*rows, strict=True)

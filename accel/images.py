@@ -88,17 +88,44 @@ def load_truth(images: Images) -> dict[str, np.ndarray] | None:
     if folders or not path.is_file():
         return None
     place = {other.name: i for i, other in enumerate(find_images([path.parent]))}
-    chosen = [place[p.name] for p in images.paths]
+    remedy = "move truth.npz away or repair it"
+    for chosen in images.paths:
+        if chosen.name not in place:
+            raise AccelError(f"{path} says nothing about {chosen}, which is hidden; leave that out, or {remedy}")
     try:
         with np.load(path) as file:
             truth = {name: file[name] for name in ("extrinsics", "depth", "intrinsics")}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise AccelError(f"{path} is not the truth of a scene ({error}); remove it or write it again") from error
-    if len(truth["extrinsics"]) != len(place) or len(truth["depth"]) != len(place):
-        raise AccelError(
-            f"{path} is about {len(truth['extrinsics'])} images and its folder holds {len(place)}; remove it"
-        )
-    return {name: np.broadcast_to(x, (len(place), *x.shape[-2:]))[chosen] for name, x in truth.items()}
+            truth |= {name: file[name] for name in ("names",) if name in file}
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise AccelError(f"{path} is not the truth of a scene ({error}); {remedy}") from error
+    wrong = _wrong_truth(truth, list(place))
+    if wrong:
+        raise AccelError(f"{path}: {wrong}; {remedy}")
+    rows = [place[p.name] for p in images.paths]
+    return {
+        name: np.broadcast_to(truth[name], (len(place), *truth[name].shape[-2:]))[rows]
+        for name in ("extrinsics", "depth", "intrinsics")
+    }
+
+
+def _wrong_truth(truth: dict[str, np.ndarray], names: list[str]) -> str | None:
+    """What is wrong with the arrays of a truth.npz beside image files of these names, if anything."""
+    count, (poses, depth, camera) = len(names), (truth[name] for name in ("extrinsics", "depth", "intrinsics"))
+    if "names" in truth and truth["names"].tolist() != names:
+        return f"names are not those of the {count} images in its folder"
+    if poses.shape != (count, 3, 4):
+        return f"extrinsics have shape {poses.shape}, not {(count, 3, 4)} for the {count} images of its folder"
+    if depth.ndim != 3 or len(depth) != count or not depth.size:
+        return f"depth has shape {depth.shape}, not ({count}, height, width) for the {count} images of its folder"
+    if camera.shape not in ((3, 3), (count, 3, 3)):
+        return f"intrinsics have shape {camera.shape}, neither (3, 3) nor {(count, 3, 3)}"
+    for name in ("extrinsics", "depth", "intrinsics"):
+        if truth[name].dtype.kind not in "fiu" or not np.isfinite(truth[name]).all():
+            return f"{name} are not finite real numbers"
+    turn = poses[..., :3].astype(float)
+    if np.abs(turn @ turn.swapaxes(1, 2) - np.eye(3)).max() > 1e-3 or (np.linalg.det(turn) < 0).any():
+        return "the left 3x3 of extrinsics are not rotations (orthonormal, to 1e-3)"
+    return None if depth.min() > 0 else f"depth has the value {depth.min():g}, which is not above 0"
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:

@@ -71,6 +71,9 @@ LONG_NAMES = {
     "query": "token index of the sampled query",
 }
 
+COUNTS = ("small_frames", "spectrum_tokens", "small_spectrum_tokens", "candidates")
+ATTRIBUTES = ("layout", "config", "measured", *COUNTS)
+
 
 def default_options(layout: TokenLayout) -> tuple[Policy, ...]:
     """The candidate policies that this layout allows: exact, frame, subsample at strides 2 to 16, AVGGT's at 4."""
@@ -93,9 +96,19 @@ class Profile:
     data: xr.Dataset
 
     def __post_init__(self) -> None:
-        missing = [name for name in ("option_error", "sensitivity", "mass", "gram") if name not in self.data]
+        missing = [name for name in (*LONG_NAMES, "kind") if name not in self.data and name != "query"]
+        missing += [name for name in ATTRIBUTES if name not in self.data.attrs]
         if missing:
-            raise AccelError(f"the dataset has no {missing}; make a profile by probe(model, images)")
+            raise AccelError(f"the dataset lacks {missing}: it is not a profile of this version; probe again")
+        try:
+            for name in COUNTS:
+                if int(self.data.attrs[name]) < 1:
+                    raise ValueError(f"{name}={self.data.attrs[name]}")
+            _, _, measured = self.layout, self.config, self.measured  # parsed
+            if len(measured) != self.data.sizes["option"]:
+                raise ValueError(f"{len(measured)} policies for {self.data.sizes['option']} errors")
+        except (AccelError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise AccelError(f"the dataset is not a profile of this version ({error}); probe again") from error
 
     @property
     def layout(self) -> TokenLayout:
@@ -187,7 +200,10 @@ class Profile:
         if not path.is_file():
             raise AccelError(f"no profile at {path}; make one by probe(model, images).save(path)")
         with xr.open_dataset(path, engine="h5netcdf") as data:
-            return cls(data.load())
+            try:
+                return cls(data.load())
+            except AccelError as error:
+                raise AccelError(f"{path}: {error}") from error
 
 
 def probe(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import statistics
 import tempfile
@@ -21,6 +23,7 @@ import xarray as xr
 from rich.console import Console
 from torch import Tensor, nn
 
+import meanfield
 from accel import report
 from accel.cost import Device
 from accel.errors import AccelError
@@ -42,6 +45,8 @@ DEFAULT_TOLERANCE = 0.02
 SHORT = 5.0
 """Seconds of dense plus accelerated forward below which both are repeated, in turn, and medians reported."""
 REPEATS = 5
+OUTPUTS = ("predictions.npz", "schedule.json", "results.json", "report.html", "profile.nc", "ranks.nc")
+OUTPUTS += ("spectra_predicted.nc", "spectra_measured.nc", "validation.nc")
 SINGULAR_VALUES = 32
 MEMORY_MARGIN = 0.9
 
@@ -62,9 +67,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.budget is not None and self.tolerance is not None:
-            raise AccelError(
-                f"budget={self.budget:g} and tolerance={self.tolerance:g} were both given; give one of them"
-            )
+            raise AccelError(f"give one of budget={self.budget:g} and tolerance={self.tolerance:g}, not both")
         if self.budget is None and self.tolerance is None:
             object.__setattr__(self, "tolerance", DEFAULT_TOLERANCE)
         if self.budget is not None and not 1 <= self.budget < float("inf"):
@@ -128,21 +131,17 @@ def run(images: Iterable[str | Path], out: str | Path, *, console: Console | Non
         loaded = load_images(images, model.config, frames=settings.frames)
         truth = load_truth(loaded)
         parameters = sum(p.numel() for p in model.parameters())
-        check_memory(model.config, loaded.tensor.shape, parameters, target)
+        check_memory(model.config, loaded.tensor.shape, target)
         x = loaded.tensor.to(target)
         layout = model.layout(x)
         store = _Store(out, _fingerprint(model, x))
 
-    probed = store.cached(
-        stages,
-        "probe",
-        (min(settings.probe_frames, len(loaded)), seed),
-        lambda: _probe(model, x, settings, stages.bars),
-    )
-    profile = Profile(probed)
+        here = (platform.node(), *report.machine(str(target)).values())
+    key = (min(settings.probe_frames, len(loaded)), seed)
+    profile = Profile(store.cached(stages, "probe", key, lambda: _probe(model, x, settings, stages.bars)))
     with stages("predict"):
         ranks, predicted, notes = _predict(profile, layout)
-    speeds = store.cached(stages, "speeds", (torch.get_num_threads(),), lambda: _speeds(model, target), False)
+    speeds = store.cached(stages, "speeds", here, lambda: _speeds(model, target), False)
     with stages("plan"):
         schedule = make_schedule(profile, layout, settings, Device.from_dict(json.loads(speeds.attrs["device"])))
     with stages("forward"):
@@ -151,13 +150,10 @@ def run(images: Iterable[str | Path], out: str | Path, *, console: Console | Non
     repeats = REPEATS if dense_seconds + fast_seconds < SHORT else 1
     validation = measured = difference = None
     if exact is not None:
+        key = (schedule.to_json(), repeats, here)
         difference = output_difference(exact, fast)
-        validation = store.cached(
-            stages,
-            "validate",
-            (schedule.to_json(), repeats),
-            lambda: validate(model, x, schedule, repeats=repeats, progress=stages.bars),
-        )
+        options = {"repeats": repeats, "progress": stages.bars}
+        validation = store.cached(stages, "validate", key, lambda: validate(model, x, schedule, **options))
         times = {name: float(validation[f"measured_seconds_{name}"]) for name in ("dense", "planned")}
     else:
         times = {"planned": statistics.median(forward(model, x, schedule)[1] for _ in range(repeats))}
@@ -299,20 +295,26 @@ class _Store:
         return found
 
     def publish(self, writers: dict[str, Callable[[Path], None]]) -> None:
-        """Write every file beside the outputs, then move all of them into place."""
+        """Write every file beside the outputs, then move all of them into place; outputs of earlier runs go."""
         self.out.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=self.out))
         try:
             for name, write in writers.items():
                 write(folder / name)
+            check_folder(self.out)
             for name in writers:
                 os.replace(folder / name, self.out / name)
+            for name in set(OUTPUTS) - set(writers):
+                (self.out / name).unlink(missing_ok=True)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_folder(out: Path) -> None:
-    """AccelError unless `out` is a folder that can be written, or can be made."""
+    """AccelError unless `out` is a folder that can be written, or can be made, with no folder in an output's place."""
+    for name in OUTPUTS:
+        if (out / name).is_dir():
+            raise AccelError(f"{out / name} is a folder where a file is to be written; move it, or give another --out")
     for place in (out, *out.absolute().parents):
         if place.is_dir():
             if not os.access(place, os.W_OK):
@@ -326,6 +328,8 @@ def choose_device(name: str) -> torch.device:
     """The torch device of a name; "auto" is CUDA where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise AccelError(f'device "{name}" is not supported; give cpu, cuda, cuda:0 (or another index) or auto')
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -336,7 +340,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def peak_bytes(config: VGGTConfig, shape: tuple[int, ...], parameters: int) -> float:
-    """Estimated peak memory of a run on images of this shape (1, S, 3, H, W), float32; checked to a factor of 1.5.
+    """Estimated peak memory of a run on images of this shape (1, S, 3, H, W); float32.
 
     Weights; the kept layers of the trunk; a block's work arrays, about 14 per token and channel; the DPT head of four
     frames; three predictions held at once; the work arrays of the spectra of one head.
@@ -368,13 +372,12 @@ def available_bytes(device: torch.device) -> float:
     return float(free)
 
 
-def check_memory(config: VGGTConfig, shape: tuple[int, ...], parameters: int, device: torch.device) -> None:
+def check_memory(config: VGGTConfig, shape: tuple[int, ...], device: torch.device) -> None:
     """AccelError when a run would not fit, naming the number of frames that would."""
     free = MEMORY_MARGIN * available_bytes(device)
 
     def need(frames: int) -> float:
-        # the weights are loaded already
-        return peak_bytes(config, (1, frames, *shape[2:]), parameters) - 4.0 * parameters
+        return peak_bytes(config, (1, frames, *shape[2:]), 0)  # the weights are loaded already
 
     if need(shape[1]) <= free:
         return
@@ -388,7 +391,7 @@ def _fingerprint(model: nn.Module, x: Tensor) -> str:
     """A hash of what every stage depends on: weights, images, device, and this code."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr((model.config.to_json(), str(x.device), torch.__version__, tuple(x.shape))).encode())
-    for source in sorted(Path(__file__).parent.rglob("*.py")):
+    for source in sorted(p for package in (report, meanfield) for p in Path(package.__file__).parent.rglob("*.py")):
         if source.name not in ("cli.py", "figures.py", "report.py"):
             digest.update(source.read_bytes())
     for name, tensor in [*model.state_dict().items(), ("images", x)]:

@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,12 @@ class Schedule:
             if len(value) != len(self.policies):
                 raise AccelError(f"Schedule.{name} has {len(value)} entries for {len(self.policies)} layers")
             object.__setattr__(self, name, value)
+        for name in ("predicted_error", "sensitivity", "seconds_saved"):
+            if not all(_finite(x) for x in getattr(self, name)):
+                raise AccelError(f"Schedule.{name}={getattr(self, name)} must be finite numbers; make one by plan(...)")
+        seconds = self.predicted_seconds
+        if seconds is not None and not (len(seconds) == 2 and all(_finite(x) and x > 0 for x in seconds)):
+            raise AccelError(f"Schedule.predicted_seconds={seconds} must be two positive numbers, dense and planned")
         for policy in self.policies:
             policy.check(self.layout)
 
@@ -133,22 +140,25 @@ class Schedule:
         """The inverse of `to_json`."""
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise AccelError(f"the schedule is not JSON ({error}); write one by Schedule.save") from error
         names = set(cls.__dataclass_fields__)
         if not isinstance(data, dict) or set(data) != names:
             got = sorted(data) if isinstance(data, dict) else type(data).__name__
             raise AccelError(f"a schedule needs exactly the fields {sorted(names)}, got {got}")
         seconds, device = data["predicted_seconds"], data["device"]
-        return cls(
-            **data
-            | {
-                "layout": TokenLayout.from_dict(data["layout"]),
-                "policies": tuple(policy_from_dict(d) for d in data["policies"]),
-                "predicted_seconds": None if seconds is None else tuple(seconds),
-                "device": None if device is None else Device.from_dict(device),
-            }
-        )
+        try:
+            return cls(
+                **data
+                | {
+                    "layout": TokenLayout.from_dict(data["layout"]),
+                    "policies": tuple(policy_from_dict(d) for d in data["policies"]),
+                    "predicted_seconds": None if seconds is None else tuple(seconds),
+                    "device": None if device is None else Device.from_dict(device),
+                }
+            )
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
+            raise AccelError(f"a value of the schedule has a wrong type ({error}); use Schedule.save") from error
 
     def save(self, path: Path | str) -> None:
         """Write the JSON file, whole or not at all."""
@@ -163,7 +173,12 @@ class Schedule:
         path = Path(path)
         if not path.is_file():
             raise AccelError(f"no schedule at {path}; make one by plan(...).save(path)")
-        return cls.from_json(path.read_text(encoding="utf-8"))
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise AccelError(f"{path} is not a schedule (not text); give a file written by Schedule.save") from error
+        except AccelError as error:
+            raise AccelError(f"{path}: {error}") from error
 
 
 def exact_schedule(layout: TokenLayout, layers: int) -> Schedule:
@@ -195,6 +210,8 @@ def plan(
         raise AccelError(f"budget={budget} is a speed-up; give a number of at least 1, e.g. 2.0")
     if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
         raise AccelError(f"tolerance={tolerance} is an output difference; give a number of at least 0, e.g. 0.02")
+    if layout.frames < 2:
+        raise AccelError("1 frame has no global attention to shorten; give at least 2")
     profile.check(layout)
     options = _allowed(profile.options if options is None else options, layout)
     errors = np.asarray(predictor(profile, layout, options), dtype=np.float64)
@@ -206,12 +223,8 @@ def plan(
     config, itemsize = profile.config, device.itemsize
     cost = model_cost(config, layout, itemsize=itemsize)
     dense = cost.seconds(device)["total"]
-    each = np.array(
-        [
-            device.seconds(policy.cost(layout, config.head_dim, config.num_heads, itemsize=itemsize), "attention")
-            for policy in options
-        ]
-    )
+    sizes = (layout, config.head_dim, config.num_heads)
+    each = np.array([device.attention_seconds(policy, *sizes) for policy in options])
     exact = device.seconds(cost.global_attention[0], "attention")
     fixed = dense - exact * profile.layers
     if budget is not None:
@@ -243,6 +256,10 @@ def plan(
         predictor=predictor.name,
         device=device,
     )
+
+
+def _finite(x: object) -> bool:
+    return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)
 
 
 def _allowed(options: Sequence[Policy], layout: TokenLayout) -> tuple[Policy, ...]:

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import struct
+import zipfile
 from importlib import resources
 from pathlib import Path
 
@@ -86,17 +87,24 @@ def read_checkpoint(path: Path) -> tuple[VGGTConfig, dict[str, Tensor]]:
                 state = {key: file.get_tensor(key) for key in file.keys()}
         except (SafetensorError, OSError, struct.error) as error:
             raise AccelError(f'"{path}" is not a readable safetensors file ({error}); download it again') from error
-        config = VGGTConfig.from_json(metadata["config"]) if "config" in metadata else VGGT_1B
-        return config, state
+        try:
+            return VGGTConfig.from_json(metadata["config"]) if "config" in metadata else VGGT_1B, state
+        except AccelError as error:
+            raise AccelError(f'"{path}" is of another model: {error}') from error
+    if not zipfile.is_zipfile(path):
+        reason = "not a file of torch.save in its present format" if path.stat().st_size else "the file is empty"
+        raise AccelError(f'"{path}" is not a checkpoint of tensors only ({reason}); download it again, or convert it')
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise AccelError(
             f'"{path}" is not a checkpoint of tensors only ({reason}); convert it to safetensors'
         ) from error
     state = state.get("model", state) if isinstance(state, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise AccelError(f'"{path}" does not hold a state dict; save model.state_dict() instead')
     return VGGT_1B, state
 

@@ -1,9 +1,23 @@
 """The one description of a VGGT: every size of the architecture as a value."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 
 from accel.errors import AccelError
+
+MAY_BE_ZERO = ("num_register_tokens", "vit_registers", "camera_depth", "dpt_layers")
+
+
+def _fits(value: object, like: object, zero: bool) -> bool:
+    """Whether a value is of the type of a default, and its numbers are finite and positive, or zero where allowed."""
+    if isinstance(like, tuple):
+        return isinstance(value, tuple) and all(_fits(x, like[-1], zero) for x in value)
+    if isinstance(like, str):
+        return isinstance(value, str)
+    if isinstance(value, bool) or not isinstance(value, int | float if isinstance(like, float) else int):
+        return False
+    return math.isfinite(value) and (value > 0 or (zero and value == 0))
 
 
 @dataclass(frozen=True)
@@ -39,8 +53,13 @@ class VGGTConfig:
     dpt_hidden: int = 32
 
     def __post_init__(self):
-        for name in ("dpt_layers", "dpt_channels", "dpt_scales"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name.startswith("dpt_") and isinstance(value, list):
+                value = tuple(value)
+                object.__setattr__(self, field.name, value)
+            if not _fits(value, field.default, field.name in MAY_BE_ZERO):
+                raise AccelError(f"{field.name}={value!r} is not a valid size; give one like {field.default!r}")
         if self.vit_stem not in ("patch", "conv"):
             raise AccelError(f'vit_stem="{self.vit_stem}" is unknown; use "patch" or "conv"')
         if self.image_size % self.patch_size:
@@ -74,7 +93,12 @@ class VGGTConfig:
     @classmethod
     def from_json(cls, text: str) -> "VGGTConfig":
         """Inverse of `to_json`; raises AccelError for a field this version does not know."""
-        values = json.loads(text)
+        try:
+            values = json.loads(text)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise AccelError(f"the configuration is not JSON ({error}); write it by VGGTConfig.to_json") from error
+        if not isinstance(values, dict):
+            raise AccelError(f"the configuration is {values!r}, not a JSON object; write it by VGGTConfig.to_json")
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown:
             raise AccelError(f"configuration has unknown fields {sorted(unknown)}; it was written by another version")

@@ -57,7 +57,15 @@ def test_unreadable_files_are_refused(tmp_path):
     (tmp_path / "a.pt").write_bytes(b"no tensors here")
     save_file({"weight": torch.zeros(2)}, tmp_path / "b.safetensors")
     torch.save({"x": 3}, tmp_path / "b.pt")
+    torch.save({"x": torch.zeros(2), 1: torch.zeros(1)}, tmp_path / "c.pt")
+    torch.save({"x": torch.zeros(2)}, tmp_path / "d.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "empty.pt").touch()
+    save_file({"weight": torch.zeros(2)}, tmp_path / "c.safetensors", metadata={"config": "{not json"})
     for name, message in [
+        ("c.pt", "does not hold a state dict"),
+        ("d.pt", "not a file of torch.save in its present format"),
+        ("empty.pt", "the file is empty"),
+        ("c.safetensors", r"c\.safetensors.*not JSON"),
         ("a.safetensors", "not a readable safetensors"),
         ("a.pt", "not a checkpoint of tensors"),
         ("b.safetensors", "not a checkpoint of this VGGT"),

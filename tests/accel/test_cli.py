@@ -1,6 +1,8 @@
 """The command line: every bad input ends in one line, exit code 2 and untouched files; the commands work together."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -190,6 +192,46 @@ def test_a_missing_option_is_a_usage_error(scene):
     assert call("no-such-command").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["run", "photos"], 2, ("--out", "see accel run --help")),
+        (["run", "photos", "--out", "x", "--tolerance", "abc"], 2, ("--tolerance", "valid", "see accel run --help")),
+        (["no-such-command"], 2, ("no-such-command", "see accel --help")),
+        (["predict", "--frames", "0"], 2, ('"0"', "give for example")),
+        (["run", "--help"], 0, ()),
+        ([], 0, ()),
+    ],
+)
+def test_the_console_script_answers_in_one_line(arguments, code, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["accel", *arguments])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    seen = capsys.readouterr()
+    assert exit.value.code == code
+    if code == 0:
+        assert "Usage" in seen.out and not seen.err
+    else:
+        assert seen.err.startswith("error: ") and seen.err.count("\n") == 1 and not seen.out
+    for word in words:
+        assert word in seen.err
+
+
+def test_python_m_accel_exits_with_2_for_bad_usage():
+    result = subprocess.run([sys.executable, "-m", "accel", "run"], capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["meta", "", "mps", "cpu:7"])
+def test_only_cpu_and_cuda_are_devices(name, scene, out):
+    for command in (
+        ("run", scene, "--out", out),
+        ("plan", "x.nc", "--frames", 8),
+        ("validate", scene, "--schedule", "s"),
+    ):
+        refused(call(*command, "--device", name), f'device "{name}" is unknown', "give cpu")
+
+
 def test_run_plan_validate_predict(tmp_path, scene, weights):
     out = tmp_path / "out"
     common = ("--weights", weights, "--tolerance", 0.2)
@@ -222,6 +264,7 @@ def test_predict_from_a_preset():
     assert result.exit_code == 0 and "vggt-init" in result.stdout
     refused(call("predict", "--params", "no-such", "--frames", "4"), "no-such")
     refused(call("predict", "--frames", "many"), '"many"', "8,16,32")
+    refused(call("predict", "--frames", "1" + "0" * 400), "from 1 to 10000000")
     refused(call("predict", "--frames", "8", "--profile", "gone.nc"), "gone.nc")
 
 

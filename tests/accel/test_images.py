@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from accel.errors import AccelError
-from accel.images import load_images
+from accel.images import load_images, load_truth
 from accel.models.config import TESTBED
 
 WIDE = (96, 72)
@@ -131,3 +131,34 @@ def test_an_unreadable_file_is_named(folder, content):
 def test_mixed_sizes_name_two_files(folder):
     write(folder / "img4.png", size=(96, 80))
     refused([folder], "img1.webp is 96x72", "img4.png is 96x80", "one size")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"extrinsics": np.zeros((3, 2))}, "extrinsics have shape"),
+        ({"extrinsics": np.float64(3)}, "extrinsics have shape"),
+        ({"extrinsics": np.tile(np.eye(3, 4), (4, 1, 1))}, "extrinsics have shape"),
+        ({"extrinsics": np.zeros((3, 3, 4))}, "not rotations"),
+        ({"depth": np.float64(1)}, "depth has shape"),
+        ({"depth": np.zeros((3, 4, 4))}, "not above 0"),
+        ({"depth": np.full((3, 4, 4), np.nan)}, "not finite"),
+        ({"intrinsics": np.float64(3)}, "intrinsics have shape"),
+        ({"names": np.array(["a", "b", "c"])}, "names are not"),
+    ],
+)
+def test_a_wrong_truth_is_named_with_the_remedy(folder, wrong, word):
+    right = {"extrinsics": np.tile(np.eye(3, 4), (3, 1, 1)), "depth": np.ones((3, 4, 4)), "intrinsics": np.eye(3)}
+    np.savez(folder / "truth.npz", **right)
+    images = load_images([folder], TESTBED)
+    assert load_truth(images)["intrinsics"].shape == (3, 3, 3)
+    np.savez(folder / "truth.npz", **right | wrong)
+    with pytest.raises(AccelError, match=f"truth.npz: .*{word}.*move truth.npz away or repair it"):
+        load_truth(images)
+
+
+def test_a_hidden_photograph_has_no_truth(folder):
+    write(folder / ".hidden.png")
+    (folder / "truth.npz").write_bytes(b"")
+    with pytest.raises(AccelError, match=r"hidden.png.*move truth.npz away"):
+        load_truth(load_images([folder / ".hidden.png", folder / "img2.JPG"], TESTBED))

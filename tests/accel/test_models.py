@@ -114,6 +114,25 @@ def test_config_round_trip_and_validation():
         VGGTConfig(image_size=100)
 
 
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("{not json", "not JSON"),
+        ("[1, 2]", "not a JSON object"),
+        ('{"num_heads": 0}', "num_heads=0"),
+        ('{"depth": true}', "depth=True"),
+        ('{"embed_dim": "x"}', "embed_dim='x'"),
+        ('{"rope_base": NaN}', "rope_base=nan"),
+        ('{"dpt_layers": 5}', "dpt_layers=5"),
+        ('{"dpt_scales": ["a", 1, 1, 1]}', "dpt_scales="),
+        ('{"vit_stem": 3}', "vit_stem=3"),
+    ],
+)
+def test_a_damaged_config_is_refused(text, match):
+    with pytest.raises(AccelError, match=match):
+        VGGTConfig.from_json(text)
+
+
 def test_pose_encoding_round_trip():
     generator = torch.Generator().manual_seed(3)
     q = torch.nn.functional.normalize(torch.randn(200, 4, generator=generator, dtype=torch.float64), dim=-1)

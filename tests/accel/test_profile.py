@@ -248,6 +248,23 @@ def test_what_a_probe_refuses(model, images, profile, tmp_path):
         Profile.load(tmp_path / "none.nc")
 
 
+ATTRIBUTES = ("layout", "config", "measured", "candidates", "spectrum_tokens", "small_spectrum_tokens", "small_frames")
+
+
+@pytest.mark.parametrize("name", [*ATTRIBUTES, "squared", "entropy", "kind"])
+def test_a_damaged_profile_is_refused(profile, tmp_path, name):
+    data = profile.data.copy()
+    if name in ATTRIBUTES:
+        del data.attrs[name]
+        with pytest.raises(AccelError, match=r"not a profile of this version.*probe again"):
+            Profile(profile.data.assign_attrs({name: "{bad"}))
+    else:
+        data = data.drop_vars(name)
+    data.to_netcdf(tmp_path / "bad.nc", engine="h5netcdf")
+    with pytest.raises(AccelError, match=rf"bad\.nc.*{name}.*not a profile of this version; probe again"):
+        Profile.load(tmp_path / "bad.nc")
+
+
 def prediction(seed=0):
     g = generator(seed)
     pose = torch.randn(1, 3, 9, generator=g)

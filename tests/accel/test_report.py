@@ -116,3 +116,20 @@ def test_truth_errors_of_the_truth(done):
     exact = done.dense | {"extrinsics": done.truth["extrinsics"], "depth": 3.0 * done.truth["depth"]}
     found = report.truth_errors(replace(done, dense=exact))["dense"]
     assert found["auc_30"] == 1 and found["depth_abs_rel"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_baseline_says_at_how_many_tokens(done, page):
+    tokens = done.results["probe"]["tokens"]
+    assert done.results["probe"]["spectrum_tokens"] == tokens and f"own value at {tokens} tokens" in page
+    fewer = done.profile.data.assign_attrs(spectrum_tokens=20)
+    reduced = replace(done, profile=replace(done.profile, data=fewer))
+    results = report.summarise(reduced)
+    assert results["probe"]["spectrum_tokens"] == 20 and f"20 of its {tokens} tokens" in results["notes"][-1]
+    assert "own value at 20 tokens" in report.render(replace(reduced, results=results))
+
+
+def test_the_sign_of_the_translation_counts(done, page):
+    poses = done.truth["extrinsics"].copy()
+    poses[..., 3] *= -1  # every direction reversed
+    found = report.truth_errors(replace(done, dense=done.dense | {"extrinsics": poses}))["dense"]
+    assert found["auc_30"] == 0 and "sign of the translation counts" in page

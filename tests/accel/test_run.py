@@ -1,6 +1,7 @@
 """The main job end to end on a small random model: its files, its resumption, its refusals."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,11 +205,55 @@ def test_too_little_memory_names_the_frames_that_fit(monkeypatch):
     fitting = peak_bytes(VGGT_1B, (1, 20, *shape[2:]), 0)
     monkeypatch.setattr(run_module, "available_bytes", lambda device: 1.0001 * fitting / run_module.MEMORY_MARGIN)
     with pytest.raises(AccelError, match=r"60 frames need about .* GiB .* give --frames 20,"):
-        check_memory(VGGT_1B, shape, 0, torch.device("cpu"))
-    check_memory(VGGT_1B, (1, 20, *shape[2:]), 0, torch.device("cpu"))
+        check_memory(VGGT_1B, shape, torch.device("cpu"))
+    check_memory(VGGT_1B, (1, 20, *shape[2:]), torch.device("cpu"))
 
 
 def test_truth_follows_the_chosen_frames(scene):
     truth = load_truth(load_images([scene], SMALL, frames=2))
     np.testing.assert_array_equal(truth["extrinsics"][:, 0, 3], [0, -3])
     assert truth["intrinsics"].shape == (2, 3, 3)
+
+
+def test_the_estimated_peak_is_near_the_measured_one():
+    path = Path(__file__).parents[2] / "experiments" / "results" / "peak_memory.json"
+    measured = json.loads(path.read_text())
+    estimate = peak_bytes(VGGT_1B, tuple(measured["images"]), 1_190_595_096) / 1e9
+    assert 1 / 1.5 < estimate / measured["peak_gb"] < 1.5
+
+
+@pytest.mark.parametrize("name", ["meta", "cpu:7", "mps", "cuda:x", ""])
+def test_other_devices_are_refused(name):
+    with pytest.raises(AccelError, match=f'device "{name}".*give cpu'):
+        run_module.choose_device(name)
+
+
+def test_a_folder_in_the_place_of_an_output_is_refused_before_any_work(scene, tmp_path):
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(AccelError, match=r"report.html is a folder"):
+        run([scene], tmp_path, weights="not read")
+    store = run_module._Store(tmp_path, "")
+    (tmp_path / "results.json").write_text("old")
+    with pytest.raises(AccelError, match=r"report.html is a folder"):
+        store.publish({"results.json": lambda path: path.write_text("new")})
+    assert (tmp_path / "results.json").read_text() == "old" and names(tmp_path) == {"results.json", "report.html"}
+
+
+def test_outputs_of_an_earlier_run_do_not_stay(tmp_path):
+    for name in ("validation.nc", "spectra_measured.nc", "mine.txt"):
+        (tmp_path / name).write_text("old")
+    run_module._Store(tmp_path, "").publish({"results.json": lambda path: path.write_text("new")})
+    assert names(tmp_path) == {"results.json", "mine.txt"} and set(run_module.OUTPUTS) == FILES
+
+
+def test_another_machine_measures_its_own_times(done, weights, scene, monkeypatch):
+    monkeypatch.setattr(run_module.platform, "node", lambda: "elsewhere")
+    again = run([scene], done.out, weights=str(weights), tolerance=0.2, probe_frames=3)
+    assert again.reused[0] == "probe" and not {"speeds", "validate"} & set(again.reused)
+
+
+def test_the_code_of_both_packages_is_in_the_hash(scene, monkeypatch):
+    read, seen = Path.read_bytes, set()
+    monkeypatch.setattr(Path, "read_bytes", lambda path: seen.add(path.parent.name) or read(path))
+    run_module._fingerprint(random_model(SMALL, torch.Generator().manual_seed(1)), load_images([scene], SMALL).tensor)
+    assert {"accel", "policies", "meanfield"} <= seen

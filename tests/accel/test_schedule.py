@@ -1,6 +1,7 @@
 """The planner against brute force, its refusals, its reasons, and the JSON round-trip."""
 
 import itertools
+import json
 import math
 from dataclasses import dataclass, replace
 
@@ -169,6 +170,41 @@ def test_a_schedule_is_checked(layout):
         replace(good, reasons=("", ""))
     with pytest.raises(AccelError, match="at least 2 frames"):
         replace(good, layout=TokenLayout(1, 4, 4, 4), policies=(Subsample(stride=4),) * 3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"policies": 5},
+        {"policies": ["x"] * 3},
+        {"layout": None},
+        {"sensitivity": None},
+        {"sensitivity": "abc"},
+        {"predicted_error": [math.nan] * 3},
+        {"predicted_seconds": 5},
+        {"predicted_seconds": [1]},
+        {"predicted_seconds": [1, 0]},
+        {"device": "cpu"},
+        {"device": DEVICE.to_dict() | {"linear": "x"}},
+    ],
+)
+def test_a_damaged_schedule_is_refused(layout, tmp_path, wrong):
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(json.loads(exact_schedule(layout, 3).to_json()) | wrong))
+    with pytest.raises(AccelError, match=r"bad\.json"):
+        Schedule.load(path)
+
+
+def test_a_binary_file_is_no_schedule(tmp_path):
+    (tmp_path / "bad.json").write_bytes(bytes(range(256)))
+    with pytest.raises(AccelError, match="not text"):
+        Schedule.load(tmp_path / "bad.json")
+
+
+def test_one_frame_has_nothing_to_plan(profile):
+    with pytest.raises(AccelError, match="give at least 2"):
+        one = replace(profile.layout, frames=1)
+        plan(profile, one, predictor=TheoryPredictor(), tolerance=0.1, device=DEVICE)
 
 
 def test_the_plan_can_be_applied(model, images, profile):
