@@ -79,7 +79,7 @@ def summarise(run: RunResult) -> dict[str, Any]:
             "layers": layer_rows(run),
             "prediction": prediction_quality(run),
             "spectra_measured": run.measured is not None,
-            "spectra_k": None if run.measured is None else run.measured.sizes["k"],
+            "spectra_k": next((data.sizes["k"] for data in (run.measured, run.predicted) if data is not None), None),
             "depth_exponent": None if run.ranks is None else float(run.ranks["depth_exponent"]),
             "truth": truth_errors(run),
             "notes": notes,
