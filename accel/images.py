@@ -144,7 +144,7 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
             raise AccelError(f"{path} is not an image file; give {_listed(SUFFIXES)} files, or a folder of them")
         else:
             found.append(path)
-    where = ", ".join(str(path) for path in given[:3]) or "nothing"
+    where = ", ".join(str(path) for path in given[:3]) or "the arguments"
     if not found:
         raise AccelError(
             f"no images in {where}; give at least 2 photographs ({_listed(SUFFIXES)}), or a folder of them"

@@ -8,6 +8,7 @@ Nothing is copied from the model and nothing is stored on it but the hooks, whic
 Only the thread that entered the context is patched; do not run the same model in another thread meanwhile.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ class _Swap(TorchFunctionMode):
         return self.handle(layer, lambda: func(*args, **kwargs), q, k, v, scale)
 
 
-class _Context:
+class _Context(ABC):
     """Hooks and mode of one `patch` or `record`, put on by `with` and taken off by leaving it."""
 
     kind: str
@@ -116,8 +117,9 @@ class _Context:
         self.sites = sites(model)
         self.marker: _Marker | None = None
 
+    @abstractmethod
     def handle(self, layer: int, call: Callable[[], Tensor], q: Tensor, k: Tensor, v: Tensor, scale) -> Tensor:
-        raise NotImplementedError
+        """The answer to an attention call of a site; `call` is the model's own."""
 
     def __enter__(self) -> Applied:
         if self.marker is not None:

@@ -1,6 +1,5 @@
 """Checkpoints: the bundled testbed, official VGGT files and our own, loaded strictly and without executing pickles."""
 
-import json
 import os
 import pickle
 import struct
@@ -161,9 +160,3 @@ def save_model(model: VGGT, path: str | os.PathLike, **metadata: str) -> None:
     tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
     save_file(tensors, temporary, metadata={"config": model.config.to_json(), **metadata})
     os.replace(temporary, path)
-
-
-def training_record(path: str | os.PathLike) -> dict:
-    """What the metadata of a checkpoint says about its training; empty when it says nothing."""
-    with safe_open(os.fspath(path), "pt") as file:
-        return json.loads((file.metadata() or {}).get("training", "{}"))
