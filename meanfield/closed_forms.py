@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from scipy.special import betaln, digamma, xlogy
 
 from meanfield._checks import Array, finite, in_range, token_count
+from meanfield.derivations.contraction import RESULT as CONTRACTION
 
 
 def equiangular_token_ranks(tokens: ArrayLike, spread: ArrayLike, dim: ArrayLike | None = None) -> dict[str, Array]:
@@ -53,7 +54,7 @@ def contraction(spread: ArrayLike, beta: ArrayLike, tokens: ArrayLike) -> Array:
     """
     g = in_range("spread", spread, 0.0, 2.0, remedy="g = 1 - cosine")
     b = in_range("beta", beta, 0.0, remedy="attractive logits only: V = I, Q^T K = beta I with beta >= 0")
-    return -np.expm1(-b * g) / (1.0 + (token_count(tokens) - 1.0) * np.exp(-b * g))
+    return np.asarray(CONTRACTION.function(g, b, token_count(tokens)))
 
 
 def equiangular_attention_ranks(tokens: ArrayLike, spread: ArrayLike, beta: ArrayLike) -> dict[str, Array]:

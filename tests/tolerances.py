@@ -137,6 +137,20 @@ MEANFIELD_RATIO_BIAS = 0.02
 MEANFIELD_SECONDS = 0.1
 """CPU seconds of predict_rank(24, 1e6): 0.03 seen, 0.05 promised; twice that for a slower machine."""
 
+# --- MEANFIELD: particles ---
+
+# --- MEANFIELD: dynamics ---
+
+# --- MEANFIELD: diffusion ---
+
+# --- MEANFIELD: finite-N law ---
+
+# --- MEANFIELD: Gaussian spectra ---
+
+# --- MEANFIELD: reductions ---
+
+# --- MEANFIELD: prediction ---
+
 # --- MODELS ---
 
 PARITY_RELATIVE = 1e-5
