@@ -134,22 +134,254 @@ MEANFIELD_TOP_MASS = 2e-3
 MEANFIELD_RATIO_BIAS = 0.02
 """A ratio of sums over 120 other keys is biased by its relative variance, (e - 1)/120."""
 
-MEANFIELD_SECONDS = 0.1
-"""CPU seconds of predict_rank(24, 1e6): 0.03 seen, 0.05 promised; twice that for a slower machine."""
-
 # --- MEANFIELD: particles ---
+
+MEANFIELD_NEAR_COLLAPSE = 1e-8
+"""Relative, of g = 2e-14: the angle 1e-7 is stored beside cosines of 1, hence to 1e-16/1e-7."""
+
+MEANFIELD_SHARP_ROWS = 1e-11
+"""Logits up to 1e3 carry a rounding of 1e-13, which becomes relative in the weights; sums cancel a digit or two."""
+
+MEANFIELD_FLOAT32 = 2e-5
+"""Absolute, values of order 1 to 4: float32 logits of up to 10 carry 1e-6, and errors add over four layers."""
+
+MEANFIELD_LINEAR_MEMORY = 2.5
+"""The peak from 2000 to 4000 tokens grows twice as much as from 1000 to 2000 when linear, four times when quadratic."""
+
+MEANFIELD_QUOTIENT = 1e-7
+"""Extrapolated quotient at steps of 2e-5: second order 1e-9 times derivatives of up to 20, rounding 1e-16/1e-5."""
+
+MEANFIELD_ORDER = 0.1
+"""Measured minus declared order of a stepper: of second order in the step after one extrapolation."""
+
+MEANFIELD_STEP_TOLERANCE = 10.0
+"""Global over local error of the adaptive stepper on a contracting problem over some ten steps."""
+
+MEANFIELD_DEPTH = 1e-12
+"""Rounding carried through up to 30 layers of sums over at most 50 tokens: 1e-15 seen in the energies, more where a
+small spread is the difference of near unit vectors."""
+
+MEANFIELD_RK4 = 1e-7
+"""Steps of 1/32: h^4 = 1e-6 times constants below .1 and times of up to 4."""
+
+MEANFIELD_THIN_LAYERS = 5e-4
+"""Splitting with 40 and 80 layers, extrapolated once: (1/40)^2 times constants of order 1."""
+
+MEANFIELD_GRAM = 1e-8
+"""Ranks from a Gram matrix: its small eigenvalues carry 1e-16 of the largest, whose roots are 1e-8."""
 
 # --- MEANFIELD: dynamics ---
 
+DYNAMICS_RUNGE_KUTTA = 1e-6
+"""Order 4 with steps of .02: .02^4 = 2e-7 times derivatives of order 1."""
+
+DYNAMICS_PRINTED = 1e-6
+"""docs/theory/notes.md 2.1 prints six decimals."""
+
+DYNAMICS_CONSTANT = 1e-5
+"""At alpha t = 5e8 corrections (ln t)/t and beta C/(N t^2) are below 1e-7; the ODE adds 1e-9. The target asks 1e-5."""
+
+DYNAMICS_INTEGRATION = 1e-8
+"""DOP853 at a relative tolerance of 1e-11 per step, some 100 steps."""
+
+DYNAMICS_ORDER = 0.05
+"""The measured ratio of errors, from which the next order is missing: a few per cent at these step sizes."""
+
+DYNAMICS_QUOTIENT = 1e-4
+"""Difference quotients with steps of 1e-5 to 1e-4."""
+
+DYNAMICS_SLOPE = 2e-3
+"""Local slopes at finite depth: corrections of order g (exponential laws) and (ln t)/t (power laws)."""
+
+DYNAMICS_IID = 0.02
+"""Cosines of i.i.d. tokens scatter by d^{-1/2}; docs/theory/notes.md 2.1 lists 1.4 to 2 per cent at d = 256."""
+
+DYNAMICS_LATE = 5e-3
+"""Local exponents at r = 1e3 a: the other terms are a/(c r) <= 3e-3 of the leading one."""
+
+DYNAMICS_NOISE = 2e-3
+"""The noise's own share of r^2 and attention to it: of order g <= 4e-5 per layer ratio, summed over a doubling of r."""
+
+DYNAMICS_FOUR_DIGITS = 5e-5
+"""Numbers printed with four decimals."""
+
+DYNAMICS_INVERSE = 1e-5
+"""Inverse of a random 4 x 4 covariance: its condition number, some 1e3, times DYNAMICS_INTEGRATION."""
+
+DYNAMICS_QUANTILES = 0.015
+"""500 to 1500 quantiles for a Gaussian: they end near 3 sigma and the exponential weights miss the tail."""
+
+DYNAMICS_CLOSURE = 0.03
+"""The Gaussian closure against particles at beta = 2: docs/theory/notes.md 2.3 lists 1 to 3 per cent for the trace."""
+
+RATES = 0.02
+"""Slopes at L = 1e11 to 1e12 or t = 100: ln(N/g) is not ln L, which changes a slope by a/(ln L)^2 with a about 3."""
+
+RATES_EARLY = 0.1
+"""Slopes at L = 100 to 200, before the entropy's deficit drowns in rounding: corrections (ln L)/L."""
+
 # --- MEANFIELD: diffusion ---
+
+DIFFUSION_INTEGRATION = 1e-8
+"""Relative: quadrature and Runge-Kutta of scipy at their default or 1e-11 tolerances."""
+
+DIFFUSION_ORDER = 0.08
+"""Measured minus declared order between two grids or steps of smooth solutions: next-order terms, .05 seen."""
+
+DIFFUSION_EDGE_ORDER = 0.15
+"""The same over two doublings at a free boundary: the place of the edge in its cell changes the error by some 20 %."""
+
+DIFFUSION_EDGE_LEVEL = 5e-3
+"""Share of the largest density that counts as inside: u falls linearly at the edge, one cell is about 1e-2 of it."""
+
+DIFFUSION_VARIANCE = 3e-3
+"""Relative, first order in time: step/t_0 = .005/.2 times the relative change of the variance; 1.5e-3 seen."""
+
+DIFFUSION_TAIL = 1e-9
+"""Relative: mass e^{-36} and its upwind broadening reach the walls of the domain, where transport stops."""
+
+DIFFUSION_DIFFERENCES = 2e-5
+"""Central differences with step 1e-4: h^2 times derivatives of order 1e2, and rounding 1e-16/h^2."""
+
+GRANULAR_TRANSIENT = 0.02
+"""t times the deviation of a Gaussian cloud at t = 40: the start is forgotten as 1/t, .013 seen (theory, s3 F .483)."""
+
+HAFF_PARTICLES = 0.01
+"""Relative: the law neglects g <= .01, and r' = 1 - g."""
+
+MEAN_SHIFT_PARTICLES = 0.02
+"""Relative variance of 300 quantile particles, whose tails are cut: 1.2 % seen."""
+
+MODULATION_PARTICLES = 0.02
+"""Relative growth rate of a modulation of 5e-3 over a time in which it grows by at most e."""
+
+LOCAL_LIMIT = 5e-3
+"""Relative: the next order of the narrow kernel, 1/(beta sigma^2) = 2e-3 times derivatives of order one."""
+
+SINKHORN_SAMPLES = 0.03
+"""Second eigenvalue on 800 Gaussian samples, whose own variance is used: order 1/sqrt(N)."""
+
+FLOW_EXPONENT = 0.01
+"""Local exponents and logarithms of sums over layers: corrections of order 1/L, L >= 100; .4 % seen."""
+
+FLOW_OPERATOR = 1e-10
+"""Relative tolerance 1e-12 of gmres times the condition number of I - s(A - I), below 20, over some layers."""
 
 # --- MEANFIELD: finite-N law ---
 
+MEANFIELD_DILUTE = 1e-7
+"""e^{s^2} and s^2/2 at s^2 = 1 and N = 1e9: the next order is e^{3 s^2}/N = 2e-8."""
+
+MEANFIELD_HEAVY_TAIL = 0.35
+"""ln v at given theta for independent logits, N = 400: the cavity law forgets that rows sum to one, which makes ln m up
+to 1.4 times too large (.15 to .25 seen)."""
+
+MEANFIELD_DAMPED = 0.03
+"""Effective rank and nuclear norm of one dense matrix, s^2 <= ln(N)/2: 2.3 per cent at most over 240 matrices."""
+
+MEANFIELD_DAMPED_SECOND_MOMENTS = 0.06
+"""Second moments of one dense matrix: the mean is right within 1 per cent, one draw at s^2 = ln(N)/2 scatters by 3."""
+
+MEANFIELD_CONDENSING = 0.06
+"""Singular values in the middle of the spectrum at D = 8, s^2 = .72 ln N: independent entries have heavier tails than
+smooth kernels of low dimension, 4.5 per cent low seen."""
+
+MEANFIELD_INTERPOLATED = 1e-3
+"""Ranks between powers of two against the population computed at that N: cubic interpolation in ln N."""
+
+MEANFIELD_SWITCH = 1e-3
+"""Ranks just below the N from which a sphere is taken at its limit: the dropped correction."""
+
 # --- MEANFIELD: Gaussian spectra ---
+
+MEANFIELD_ONE_CLASS = 6e-3
+"""Two quadratures of one law: grids of .6 and .05 in the logarithms, the coarse one ended at 3e-4 of the sum."""
+
+MEANFIELD_FIXED_POINT = 1e-3
+"""The iteration stops at changes of 1e-5 in ln a, with a contraction that weakens towards T = N."""
+
+MEANFIELD_CLASSES_DRAW = 0.03
+"""Mean of three draws of N = 400 with 20 + 60 + 300 modes: 2 per cent standard deviation of one energy rank."""
+
+MEANFIELD_CLUSTERS = 0.1
+"""The claim of experiments/gaussian_spectra.py."""
+
+MEANFIELD_SHELLS = 0.1
+"""The claim of experiments/gaussian_spectra.py, D = 8 to 64."""
+
+MEANFIELD_EQUIVALENT = 0.03
+"""The root is found within .05 in D', from a population on a grid of .1 in ln sigma^2."""
+
+MEANFIELD_SINK = 0.06
+"""s_1 at N = 1000 and |m|^2 = .25: one draw, and corrections of order e^{|m|^2}/N to the limit."""
+
+MEANFIELD_COLLAPSED = 0.05
+"""The leading order of the effective rank at n g = 1e-5 errs by about sqrt(n g) times a logarithm, 2 per cent."""
+
+MEANFIELD_QUADRATURE = 1e-6
+"""Gauss-Hermite quadrature with 60 nodes of Gaussians of similar width."""
 
 # --- MEANFIELD: reductions ---
 
+REDUCTION_DERIVATIVE = 1e-7
+"""Central difference with step 1e-6 of a mean cosine of order 1: rounding 1e-16/1e-6, next order 1e-12."""
+
+REDUCTION_PRINTED = 1e-5
+"""Numbers printed with five digits; ten times that for those with four."""
+
+REDUCTION_QUADRATURE = 1e-6
+"""Trapezoidal rule in ln t with steps of .4; its range cuts t f below 1e-6 and weights times t above 20."""
+
+REDUCTION_FIXED_NUMBER = 0.03
+"""Keys kept independently, in the formula, against exactly M of them: 1/M with M = 50 to 100, doubled by the fill."""
+
+REDUCTION_NEXT_ORDER = 0.05
+"""First order in the fluctuation of the kept mass: next order (1 - f) e^{s^2}/(f N), at most 3 per cent in these
+cases."""
+
+REDUCTION_COMMON_MODE = 0.06
+"""200 queries add 1/200 of the rest to the share .37, 1.3 e^{s^2}/(f N) is the next order, 8 dimensions leave the norm of
+the mean query at 1/200."""
+
+REDUCTION_GAUSSIAN = 0.08
+"""Sorted Gaussian logits against their quantiles and 48 queries' residuals: 3 per cent in the mean, twice that here."""
+
+REDUCTION_BLOCKS = 0.15
+"""As above with 125 blocks instead of 2000 keys, 31 of them kept."""
+
+REDUCTION_MERGE = 0.06
+"""Next order in the logits' spread within groups (s_g = .1) and in the spread of ln m (.12)."""
+
+REDUCTION_ORDER = 0.1
+"""Squared errors of second order in the deviation: ratio 16 for a fourfold variance, next order s_g."""
+
+REDUCTION_QUERY = 0.03
+"""First order in logits that change by .06."""
+
+REDUCTION_STATISTIC = 0.06
+"""Sample moments over 2000 keys and 40 queries; e^{s^2} is heavy-tailed (standard error 2 per cent)."""
+
 # --- MEANFIELD: prediction ---
+
+MEANFIELD_COVERAGE = 0.05
+"""Coverage of an interval whose scatter is estimated from 8 draws but whose model error is known: the t quantile of 7
+degrees is then 1.5 per cent too wide at a level of .8; 4 standard errors of 4000 runs are 2.5 per cent."""
+
+MEANFIELD_TABLE = 2e-3
+"""Monotone cubic in ln N with knots .25 apart: 1e-4 seen where ranks are smooth, 1e-3 near a clipped growth of s_1."""
+
+MEANFIELD_WEIGHTS_NORM = 0.12
+"""Logit variance of 4000 sampled tokens: LayerNorm fixes each norm, the formula its mean square only; with D = 16 the
+squared norm before it varies by sqrt(2/D) or more, which enters in second order."""
+
+MEANFIELD_WEIGHTS_NOISE = 0.05
+"""Energies of 20000 sampled tokens, sums of four blocks: 4 standard errors are 3 to 4 per cent."""
+
+MEANFIELD_CPU_SECONDS = 0.05
+"""CPU seconds of predict_rank(24, 1e6), as promised: .006 to .02 seen."""
+
+MEANFIELD_MANY_CPU_SECONDS = 1.0
+"""CPU seconds of predict_rank at 1000 numbers of tokens, as promised: .05 to .3 seen."""
 
 # --- MODELS ---
 
