@@ -4,13 +4,15 @@ A layer is a frame-attention block followed by a global-attention block, Pre-LN,
 of the value maps (V = c I + sqrt(1 - c^2) random). A block with gain a multiplies a mode that its attention scales by x
 by
 
-    F(x) = 1 + 2 c a x / r + a^2 x^2 / r^2,      r^2 = M + D_b + D_w  (at the block's input).
+    F(x) = 1 + 2 c a x / r + a^2 x^2 / r^2,      r^2 = M + D_b + D_w  (at the block's input)
+
+(meanfield.derivations.random_v; c = 1 is the exact coherent layer (1 + a x/r)^2).
 
 Frame attention: x = 1 for M and D_b, x = delta(beta, P) for D_w. Global attention: x = 1 for M, x = delta(beta, N) for
 D_b and D_w. Each layer then adds noise of energies per token that is common to all, to a frame, or to a token. At
 another number of exchangeable frames S and tokens per frame P the finite-sample energies are
 D_w = w (1 - 1/P), D_b = (b + w/P)(1 - 1/S), M = m + (b + w/P)/S of the population energies (m, b, w).
-Source: docs/theory/notes.md 2.1, 2.2 A-E, 9. Exact for equal norms and V = I or random V on average; a model of
+Source: docs/theory/dynamics.md 2.1, 2.2 A-E. Exact for equal norms and V = I or random V on average; a model of
 trained blocks, whose parameters are fitted.
 """
 
@@ -20,10 +22,16 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import least_squares
+from scipy.optimize import brentq, least_squares
 
 from meanfield._checks import Array, finite, in_range
 from meanfield.closed_forms import contraction
+from meanfield.derivations.alternating_exponent import RESULT as ALTERNATING
+from meanfield.derivations.linear_response_random import RESULT as RANDOM_EXPONENT
+from meanfield.derivations.noise_crossover import RESULT as CROSSOVER
+from meanfield.derivations.noise_floor import RESULT as NOISE_FLOOR
+from meanfield.derivations.random_v import RESULT as FACTOR
+from meanfield.derivations.random_v_depth import RESULT as RANDOM_DEPTH
 
 FLOOR = 1e-12
 """Energies below this share of the largest are compared as if they had it."""
@@ -165,6 +173,64 @@ def depth_exponent(values: ArrayLike, *, last: float = 0.5) -> tuple[Array, Arra
     return np.where(positive, -slope, np.nan), np.where(positive, error, np.nan)
 
 
+def asymptotic_exponents(recursion: Recursion) -> tuple[float, float]:
+    """Exponents (between frames, within frames) of D_b/r^2 and D_w/r^2 ~ L^-exponent as L -> infinity, without noise.
+
+    Coherence c > 0: 2 a_g/(a_g + a_f) and 2, once r >> a/c; c = 0 (random V): 1 - a_f^2/(a_f^2 + a_g^2) and 1. The
+    between-frame variance is O(1/L) exactly at equal coherent gains. ValueError with noise, with growing gains or
+    without any gain: those depths have no such power law (`noisy_spread` for token noise).
+    """
+    noise = recursion.noise_mean + recursion.noise_frame + recursion.noise_token
+    frame, total = recursion.gain_frame, recursion.gain_frame + recursion.gain_global
+    if noise > 0.0 or recursion.gain_growth != 0.0 or total == 0.0:
+        raise ValueError(f"{recursion} has noise, growing gains or no gain; fit depth_exponent to its rollout")
+    if recursion.coherence > 0.0:
+        return float(ALTERNATING.function(recursion.gain_global, frame)), 2.0
+    every = frame**2 + recursion.gain_global**2
+    return float(RANDOM_EXPONENT.function(frame**2, every)), float(RANDOM_EXPONENT.function(0.0, every))
+
+
+def noisy_spread(depth: ArrayLike, constant: ArrayLike, noise: ArrayLike, gain: ArrayLike) -> Array:
+    """g_L = (C + sigma^2 L)/(alpha L)^2: coherent Pre-LN layers with fresh token noise of energy sigma^2 per layer.
+
+    constant: C = r_0^2 g_0 K of `meanfield.equiangular.collapse_constant`. Approximate: L >> r_0/alpha and g << 1.
+    ValueError on negative values or zero depth or gain.
+    """
+    l = in_range("depth", depth, 1.0, remedy="the law starts after the first layer")
+    c = in_range("constant", constant, 0.0, remedy="C = r_0^2 g_0 K is not negative")
+    s2 = in_range("noise", noise, 0.0, remedy="an energy is not negative")
+    alpha = in_range("gain", gain, np.finfo(float).tiny, remedy="a gain of zero changes nothing")
+    return np.asarray(NOISE_FLOOR.function(c, s2, alpha, l))
+
+
+def noise_crossover(constant: ArrayLike, noise: ArrayLike) -> Array:
+    """L* = C/sigma^2, the depth at which `noisy_spread` turns from L^-2 to the O(1/L) of fresh noise.
+
+    ValueError on a negative constant or a noise that is not positive.
+    """
+    c = in_range("constant", constant, 0.0, remedy="C = r_0^2 g_0 K is not negative")
+    s2 = in_range("noise", noise, np.finfo(float).tiny, remedy="without noise there is no crossover")
+    return np.asarray(CROSSOVER.function(c, s2))
+
+
+def random_value_norm(depth: float, start: float, spread_energy: float, gain: float) -> float:
+    """r^2 after L layers of Pre-LN with random V and flat attention: L = (y - y_0 + D ln((y - D)/(y_0 - D)))/alpha^2.
+
+    start: y_0 = r_0^2 (|x|^2); spread_energy: the conserved token variance D < y_0. g = N/(N - 1) D/r^2
+    falls as O(1/L). With gain proportional to L^{-1/2} the result depends on alpha^2 L alone: the correlation stays
+    below 1 (arXiv:2206.03126). Exact for small alpha and in the mean over V. ValueError unless 0 <= D < y_0, L >= 0,
+    alpha > 0.
+    """
+    l = float(in_range("depth", depth, 0.0, remedy="give a number of layers"))
+    y_0 = float(in_range("start", start, np.finfo(float).tiny, remedy="a token has a positive norm"))
+    d = float(in_range("spread_energy", spread_energy, 0.0, remedy="an energy is not negative"))
+    alpha = float(in_range("gain", gain, np.finfo(float).tiny, remedy="a gain of zero changes nothing"))
+    if d >= y_0:
+        raise ValueError(f"spread_energy={d:g} leaves no mean in start={y_0:g}; without a mean nothing grows")
+    # (r^2)' = alpha^2 (1 - D/r^2) <= alpha^2 bounds the root.
+    return float(brentq(lambda y: RANDOM_DEPTH.function(y, y_0, d, alpha) - l, y_0, y_0 + alpha**2 * l, rtol=1e-14))
+
+
 def _block(recursion: Recursion, state: Array, gain: Array, keys: Array, *, within_frame: bool) -> Array:
     mean, between, within = np.moveaxis(state, -1, 0)
     r = np.sqrt(state.sum(-1))
@@ -175,13 +241,9 @@ def _block(recursion: Recursion, state: Array, gain: Array, keys: Array, *, with
         total = np.where(seen + mean > 0.0, seen + mean, 1.0)
         g = np.minimum(keys / np.maximum(keys - 1.0, 1.0) * seen / total, 1.0)
         delta = contraction(g, recursion.beta, keys)
-    small = _factor(recursion.coherence, gain / r, delta)
-    large = _factor(recursion.coherence, gain / r, 1.0)
+    small = FACTOR.function(recursion.coherence, gain / r, delta)
+    large = FACTOR.function(recursion.coherence, gain / r, 1.0)
     return np.stack([mean * large, between * (large if within_frame else small), within * small], -1)
-
-
-def _factor(coherence: float, step: Array, eigenvalue: Array | float) -> Array:
-    return 1.0 + 2.0 * coherence * step * eigenvalue + (step * eigenvalue) ** 2
 
 
 def _energies(name: str, value: ArrayLike) -> Array:
