@@ -2,21 +2,31 @@
 
 Queries and keys are uniform on S^{D-1}, logits kappa cos(q, k). LayerNorm on q and k with head dimension D and the
 scale 1/sqrt(D) gives kappa = sqrt(D). The variance of a row of logits is s^2 = kappa^2/D.
-Source: docs/theory/notes.md section 3.6 (Funk-Hecke).
+At finite N the softmax damps its own large weights: conditional on one query and one key, an entry has the mean
+f_N(kappa cos) (`row_statistics.entry_moments`), again a dot-product kernel, whose singular values `damped_spectrum`
+gives.
+Source: docs/theory/finite_n.md (Funk-Hecke, damped kernel).
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import gammaln, logsumexp
 
 from meanfield._checks import Array, in_range
+from meanfield.derivations.gegenbauer_recurrence import RESULT as RECURRENCE
+from meanfield.row_statistics import LogitDensity, entry_moments, sphere_logits
 
 NEGLIGIBLE = 1e-15
 """Share of the sum of singular values that the truncated degrees may carry."""
 MAX_KAPPA = 1e5
 MAX_DEGREE = 20_000
+MAX_DAMPED_KAPPA = 500.0
+RESOLVED = 1e-11
+"""Amplitudes sigma sqrt(multiplicity) of the damped kernel below this share of the first degree's are rounding."""
 LARGEST_LOG = 650.0
 """Multiplicities are kept in float64, below e^650."""
 
@@ -53,6 +63,56 @@ def sphere_spectrum(kappa: float, dim: int) -> tuple[Array, Array]:
             raise ValueError(
                 f"kappa={kappa:g} at D={dim} needs more than {MAX_DEGREE} degrees; lower kappa: such rows are condensed"
             )
+
+
+def damped_spectrum(kappa: float, dim: int, tokens: float) -> tuple[Array, Array, LogitDensity]:
+    """Singular values of the conditional mean of A at N tokens, its leading mode and energy completed; multiplicities.
+
+    sigma_k(N) = N E[f_N(kappa cos) P_k(cos)] with Gegenbauer polynomials P_k(1) = 1 (Funk-Hecke, quadrature in the
+    angle), degrees k >= 1 in descending order. The noise that a row shares (fluctuation of Z) scales rows: all sigma_k,
+    k >= 1, get one factor, so that s_1^2 + sum multiplicity sigma^2 is the exact N E sum A^2. The leading value is
+    s_1^2 = 1 + (1/N) sum multiplicity sigma^2/(1 - sigma^2): rows sum to one exactly, columns only on average;
+    second-order perturbation, at most half of |A|_F^2 - 1.
+    Returns (sigma, multiplicity, density of the logits). Tends to `sphere_spectrum` for N -> infinity.
+    ValueError when kappa is above MAX_DAMPED_KAPPA, and as `sphere_spectrum`.
+    """
+    kappa, dim = _check(kappa, dim)
+    if kappa > MAX_DAMPED_KAPPA:
+        raise ValueError(f"kappa={kappa:g} exceeds {MAX_DAMPED_KAPPA:g}; use sphere_spectrum, the limit of many tokens")
+    degrees = int(24 + min(3.0 * kappa, 400.0))
+    density = sphere_logits(kappa, dim, 2 * degrees + dim // 2 + 60)
+    first, second = entry_moments(density, tokens)
+    root = np.exp(0.5 * density.log_weight)
+    amplitude = np.abs(_gegenbauer(degrees, dim, density.values.size) @ (tokens * first * root))  # sigma sqrt(mult)
+    k = np.arange(degrees)
+    kept = (k > 0) & (amplitude > RESOLVED * amplitude[1])
+    log_mult = _log_multiplicity(k, dim)[kept]
+    sigma = amplitude[kept] * np.exp(-0.5 * log_mult)
+    order = np.argsort(-sigma, kind="stable")
+    sigma, multiplicity = sigma[order], np.exp(log_mult[order])
+    total = tokens**2 * (density.weight @ second)
+    energies = multiplicity * sigma**2
+    leading = 1.0 + min((energies / np.maximum(1.0 - sigma**2, 1e-9)).sum() / tokens, 0.5 * (total - 1.0))
+    sigma = sigma * np.sqrt((total - leading) / energies.sum())
+    return np.append(np.sqrt(leading), sigma), np.append(1.0, multiplicity), density
+
+
+@lru_cache(maxsize=64)
+def _gegenbauer(degrees: int, dim: int, nodes: int) -> Array:
+    """Orthonormal Gegenbauer polynomials times the root of the weights, (degrees, nodes), on `sphere_logits` nodes.
+
+    x p_k = b_{k+1} p_{k+1} + b_k p_{k-1}, b_k^2 from the derivation; with the root of the weight
+    inside, every value is below 1 in size, so that amplitudes are exact to rounding of the largest.
+    """
+    density = sphere_logits(1.0, dim, nodes)
+    b = np.sqrt(RECURRENCE.function(np.arange(2, degrees), dim))
+    b = np.append(np.sqrt(1.0 / dim), b)  # b_1, where the general formula is 0/0 at D = 2
+    out = np.zeros((degrees, nodes))
+    out[0] = np.exp(0.5 * density.log_weight)
+    out[1] = density.values * out[0] / b[0]
+    for i in range(2, degrees):
+        out[i] = (density.values * out[i - 1] - b[i - 2] * out[i - 2]) / b[i - 1]
+    return out
 
 
 def bessel_ratio(kappa: float, dim: int, degrees: int) -> Array:

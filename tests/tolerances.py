@@ -309,6 +309,9 @@ MEANFIELD_CLUSTERS = 0.1
 MEANFIELD_SHELLS = 0.1
 """The claim of experiments/gaussian_spectra.py, D = 8 to 64."""
 
+MEANFIELD_SHELL_WIDTH = 0.03
+"""Twelve shells leave out the variance of |y|^2 within a shell, some 3 per cent of its variance."""
+
 MEANFIELD_EQUIVALENT = 0.03
 """The root is found within .05 in D', from a population on a grid of .1 in ln sigma^2."""
 
@@ -340,8 +343,8 @@ REDUCTION_NEXT_ORDER = 0.05
 cases."""
 
 REDUCTION_COMMON_MODE = 0.06
-"""200 queries add 1/200 of the rest to the share .37, 1.3 e^{s^2}/(f N) is the next order, 8 dimensions leave the norm of
-the mean query at 1/200."""
+"""200 queries add 1/200 of the rest to the share .37, 1.3 e^{s^2}/(f N) is the next order, 8 dimensions leave the norm
+of the mean query at 1/200."""
 
 REDUCTION_GAUSSIAN = 0.08
 """Sorted Gaussian logits against their quantiles and 48 queries' residuals: 3 per cent in the mean, twice that here."""
