@@ -13,6 +13,16 @@ from scipy.special import betaln, digamma, xlogy
 
 from meanfield._checks import Array, finite, in_range, token_count
 from meanfield.derivations.contraction import RESULT as CONTRACTION
+from meanfield.derivations.equiangular_top import RESULT as EQUIANGULAR_TOP
+from meanfield.derivations.gaussian_leading import RESULT as GAUSSIAN_LEADING
+from meanfield.derivations.gaussian_ratio import RESULT as GAUSSIAN_RATIO
+from meanfield.derivations.quarter_circle import RESULT as QUARTER_CIRCLE
+from meanfield.derivations.softmax_energy import RESULT as SOFTMAX_ENERGY
+from meanfield.derivations.softmax_entropy import RESULT as SOFTMAX_DEFICIT
+from meanfield.derivations.token_participation import RESULT as TOKEN_PARTICIPATION
+
+COLLAPSED = 0.01
+"""Largest n g at which the leading orders of the collapsed limit are given."""
 
 
 def equiangular_token_ranks(tokens: ArrayLike, spread: ArrayLike, dim: ArrayLike | None = None) -> dict[str, Array]:
@@ -26,7 +36,7 @@ def equiangular_token_ranks(tokens: ArrayLike, spread: ArrayLike, dim: ArrayLike
     """
     n = effective_count(tokens, dim)
     g = in_range("spread", spread, 0.0, 1.0, remedy="g = 1 - mean cosine; negative mean cosines are outside this model")
-    top, rest = 1.0 + (n - 1.0) * (1.0 - g), g
+    top, rest = EQUIANGULAR_TOP.function(n, g), g
     count = n - 1.0
     return {
         "effective_rank": _two_level_rank(np.sqrt(top), np.sqrt(rest), count),
@@ -44,6 +54,36 @@ def effective_count(tokens: ArrayLike, dim: ArrayLike | None = None) -> Array:
         return n
     d = in_range("dim", dim, 1.0, remedy="give the dimension the token cloud spans")
     return np.maximum(1.0 / (1.0 / n + 1.0 / d), 1.0)
+
+
+def collapsed_token_excess(tokens: ArrayLike, spread: ArrayLike) -> dict[str, Array]:
+    """Ranks minus 1 of nearly collapsed equiangular tokens, leading order in g: stable rank g, participation ratio 2g,
+    energies g (1 + ln(n/g)), effective rank sqrt(n g) (1 + ln(n/g)/2).
+
+    The last two and n = `tokens` as in `equiangular_token_ranks`. Relative errors of order sqrt(n g) for the effective
+    rank, n g for the others, and 1/n. ValueError when g is not positive or n g exceeds COLLAPSED: use
+    `equiangular_token_ranks`.
+    """
+    n = token_count(tokens, least=2.0)
+    g = in_range("spread", spread, 1e-300, 1.0, remedy="the spread g is positive")
+    if np.any(n * g > COLLAPSED):
+        raise ValueError(
+            f"n g={np.max(n * g):g} exceeds {COLLAPSED}: not collapsed enough; use equiangular_token_ranks"
+        )
+    log_ratio = np.log(n / g)
+    return {
+        "stable_rank": g + 0.0 * n,
+        "participation_ratio": 2.0 * g + 0.0 * n,
+        "effective_rank_energy": g * (1.0 + log_ratio),
+        "effective_rank": np.sqrt(n * g) * (1.0 + 0.5 * log_ratio),
+    }
+
+
+def token_participation_ratio(tokens: ArrayLike, mean_squared_cosine: ArrayLike) -> Array:
+    """Participation ratio of any N unit tokens from the mean squared cosine q of distinct pairs: 1/PR = 1/N + (1 - 1/N)
+    q. Exact. ValueError when q is outside [0, 1] or N < 1."""
+    q = in_range("mean_squared_cosine", mean_squared_cosine, 0.0, 1.0, remedy="average cos^2 over distinct pairs")
+    return np.asarray(TOKEN_PARTICIPATION.function(token_count(tokens), q))
 
 
 def contraction(spread: ArrayLike, beta: ArrayLike, tokens: ArrayLike) -> Array:
@@ -89,14 +129,13 @@ def gaussian_logit_ranks(tokens: ArrayLike, logit_variance: ArrayLike) -> dict[s
             f"logit_variance={worst:g} exceeds 2 ln N={np.min(limit):.4g}: the rows have condensed on single keys; "
             "use measured singular values (meanfield.extrapolation)"
         )
-    bulk = np.expm1(s2)
-    energy = 1.0 + bulk
-    nuclear = 8.0 / (3.0 * np.pi) * np.sqrt(n * bulk)
+    bulk, energy = np.expm1(s2), SOFTMAX_ENERGY.function(s2)
+    nuclear = QUARTER_CIRCLE.function(n, bulk)
     total = 1.0 + nuclear
     log_bulk_sum = nuclear * np.log(_QUARTER * n) - xlogy(nuclear, nuclear)
     log_energy_sum = bulk * np.log(_QUARTER_ENERGY * n) - xlogy(bulk, bulk)
     return {
-        "entropy": np.log(n) - s2 / 2.0,
+        "entropy": np.log(n) - SOFTMAX_DEFICIT.function(s2),
         "renyi2_entropy": np.log(n) - s2,
         "frobenius": np.sqrt(energy),
         "stable_rank": energy,
@@ -107,15 +146,16 @@ def gaussian_logit_ranks(tokens: ArrayLike, logit_variance: ArrayLike) -> dict[s
     }
 
 
-def gaussian_qk_ranks(covariance_eigenvalues: ArrayLike) -> dict[str, Array]:
+def gaussian_qk_ranks(covariance_eigenvalues: ArrayLike, query_mean: ArrayLike = 0.0) -> dict[str, Array]:
     """Softmax attention between Gaussian queries and keys in the limit N -> infinity, from the c_a of one head.
 
-    Keys whitened, y ~ N(0, I); queries z = Sigma_k^{1/2} q / sqrt(d_h) ~ N(0, diag c). With R_a = sqrt((1 + 2 c_a)/(1 -
-    2 c_a)), r_a = (R_a - 1)/(R_a + 1), lambda_a = (1 - r_a)/sqrt(1 - 2 c_a), the squared singular values are
-    prod_a lambda_a r_a^{n_a}: leading_singular_value sqrt(prod lambda_a), stable_rank prod 1/(1 - r_a),
-    participation_ratio prod (1 + r_a)/(1 - r_a), effective ranks in closed form. Shapes: (..., D) -> (...). A query
-    mean tilts all rows alike and multiplies the leading mode; it is not included. Exact at N = infinity; the effective
-    ranks are far above those of a finite N. ValueError unless 0 <= c_a < 1/2.
+    Keys whitened, y ~ N(0, I); queries z = Sigma_k^{1/2} q / sqrt(d_h) ~ N(m, diag c). With c_a = r_a/(1 + r_a^2) the
+    squared singular values are prod_a lambda_a r_a^{n_a}, lambda_a = (1 + r_a^2)^{1/2} e^{m_a^2/(1 - 2 c_a)}:
+    leading_singular_value sqrt(prod lambda_a), stable_rank prod 1/(1 - r_a), participation_ratio
+    prod (1 + r_a)/(1 - r_a), effective ranks in closed form. The query mean m (a sink) tilts all rows alike: it
+    multiplies every singular value by e^{m^2/(2(1 - 2c))} and leaves the ranks. Shapes: (..., D), query_mean broadcast
+    to it -> (...). Exact at N = infinity; at N tokens the effective ranks are far lower (`meanfield.gaussian_spectrum`)
+    and the tilt saturates when e^{|m|^2} reaches N: N e^{-|m|^2} keys carry it. ValueError unless 0 <= c_a < 1/2.
     """
     c = finite("covariance_eigenvalues", covariance_eigenvalues)
     if c.ndim == 0 or c.shape[-1] == 0:
@@ -126,16 +166,17 @@ def gaussian_qk_ranks(covariance_eigenvalues: ArrayLike) -> dict[str, Array]:
             f"covariance_eigenvalues contains {worst:g}, outside [0, 1/2): the second moments diverge; "
             "use measured singular values (meanfield.extrapolation)"
         )
-    root = np.sqrt((1.0 + 2.0 * c) / (1.0 - 2.0 * c))
-    r = (root - 1.0) / (root + 1.0)
-    leading = (1.0 - r) / np.sqrt(1.0 - 2.0 * c)
+    r = GAUSSIAN_RATIO.function(c)
+    leading = GAUSSIAN_LEADING.function(r, finite("query_mean", query_mean) + np.zeros_like(c))
+    stable = (1.0 / (1.0 - r)).prod(-1)
+    top = np.sqrt(leading.prod(-1))
     return {
-        "leading_singular_value": np.sqrt(leading.prod(-1)),
-        "stable_rank": (1.0 / (1.0 - r)).prod(-1),
+        "leading_singular_value": top,
+        "stable_rank": stable,
         "participation_ratio": ((1.0 + r) / (1.0 - r)).prod(-1),
         "effective_rank": np.exp(_geometric_entropy(np.sqrt(r)).sum(-1)),
         "effective_rank_energy": np.exp(_geometric_entropy(r).sum(-1)),
-        "frobenius": (1.0 - 2.0 * c).prod(-1) ** -0.25,
+        "frobenius": top * np.sqrt(stable),
     }
 
 

@@ -93,6 +93,39 @@ def test_gaussian_queries_and_keys_in_two_dimensions_by_dense_svd():
     assert closed["stable_rank"] == pytest.approx(ranks.stable_rank(s), rel=tol.MEANFIELD_GAUSSIAN_SVD)
 
 
+def test_a_query_mean_scales_all_singular_values_alike():
+    """Dense SVD with and without a mean on the same sample, D = 4."""
+    rng = np.random.default_rng(0)
+    c, mean = np.full(4, 0.1), np.array([0.5, 0.0, 0.0, 0.0])
+    u, y = np.sqrt(c) * rng.standard_normal((1000, 4)), rng.standard_normal((1000, 4))
+    tilted = np.linalg.svd(softmax((u + mean) @ y.T), compute_uv=False)
+    closed, plain = cf.gaussian_qk_ranks(c, mean), cf.gaussian_qk_ranks(c)
+    assert closed["leading_singular_value"] == pytest.approx(tilted[0], rel=tol.MEANFIELD_SINK)
+    factor = np.exp(0.25 / (2.0 * 0.8))
+    assert closed["leading_singular_value"] / plain["leading_singular_value"] == pytest.approx(
+        factor, rel=tol.MEANFIELD_ROUNDING
+    )
+    assert closed["stable_rank"] == pytest.approx(plain["stable_rank"], rel=tol.MEANFIELD_ROUNDING)
+    assert ranks.stable_rank(tilted) == pytest.approx(closed["stable_rank"], rel=2.0 * tol.MEANFIELD_SINK)
+
+
+def test_collapsed_limit_of_the_token_ranks():
+    n, g = 64, 1e-5 / 64
+    limit, exact = cf.collapsed_token_excess(n, g), cf.equiangular_token_ranks(n, g)
+    for name, value in limit.items():
+        assert value == pytest.approx(exact[name] - 1.0, rel=tol.MEANFIELD_COLLAPSED)
+
+
+def test_participation_ratio_from_cosines_is_exact():
+    x = np.random.default_rng(0).standard_normal((20, 6))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    cosines = (x @ x.T)[np.triu_indices(20, 1)]
+    measured = ranks.token_ranks(x)["participation_ratio"]
+    assert cf.token_participation_ratio(20, (cosines**2).mean()) == pytest.approx(
+        float(measured), rel=tol.MEANFIELD_EXACT
+    )
+
+
 def test_contraction_and_the_law_agree_on_equiangular_attention():
     """N - 1 equal singular values delta: their features are not independent, yet the sums of squares must agree."""
     delta = float(cf.contraction(0.5, 2.0, 50))
@@ -112,6 +145,8 @@ def test_contraction_and_the_law_agree_on_equiangular_attention():
         (lambda: cf.equiangular_token_ranks(10, 1.5), r"spread=1\.5"),
         (lambda: cf.equiangular_token_ranks(10, 0.5, 0.0), "dim=0"),
         (lambda: cf.equiangular_attention_ranks(10, 0.5, -1.0), "beta=-1"),
+        (lambda: cf.collapsed_token_excess(100, 0.01), "n g=1"),
+        (lambda: cf.token_participation_ratio(10, 1.5), r"cosine=1\.5"),
     ],
 )
 def test_outside_the_domain_is_named(call, message):
