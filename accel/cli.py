@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -16,12 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from accel.errors import AccelError
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and bad usage do not wait for it
+    import xarray as xr
+
     from accel.profile import Profile
     from accel.run import RunResult
 
@@ -186,25 +190,43 @@ def predict(
         raise AccelError(str(error)) from error
     names = ("attention_effective_rank", "attention_stable_rank", "entropy", "token_effective_rank")
     if as_json:
-        found = {name: ranks[name].values.T.tolist() for name in names}
-        exponent = ranks["depth_exponent"].values.tolist()
+        suffixes = ("", "_low", "_high") if bool(ranks["entropy_se"].notnull().any()) else ("",)
+        found = {name + end: ranks[name + end].values.T.tolist() for name in names for end in suffixes}
+        exponents = ("depth_exponent", "depth_exponent_low", "depth_exponent_high")
         _json(
-            {"params": chosen.name, "method": ranks.attrs["method"], "frames": counts, "tokens": tokens}
+            {"params": chosen.name, "frames": counts, "tokens": tokens}
+            | {key: ranks.attrs[key] for key in ("method", "interval", "level")}
             | found
-            | {"depth_exponent": exponent}
+            | {name: ranks[name].values.tolist() for name in exponents}
+            | {"power_law": ranks.attrs["power_law"]}
         )
         return
-    titles = ("effective rank", "stable rank", "entropy, nats", "tokens' eff. rank")
+    titles = ("effective rank", "stable rank", "entropy, nats", "tokens' effective rank")
     table = Table(
-        title=f"{chosen.name}: {ranks.attrs['method']}, means over {chosen.heads} heads", title_justify="left"
+        title=f"{chosen.name}: {ranks.attrs['method']}, means over {chosen.heads} heads",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("layer", justify="right")
-    for title in titles:
-        for count in counts:
-            table.add_column(f"{title}\n{count} frames", justify="right")
+    for title in ("layer", "frames", *titles):
+        table.add_column(title, justify="right")
     for layer in range(chosen.layers):
-        table.add_row(str(layer), *(f"{x:.4g}" for name in names for x in ranks[name].values[layer]))
-    Console().print(table)
+        for column, count in enumerate(counts):
+            cells = (_with_error(ranks, name, layer, column) for name in names)
+            table.add_row(str(layer) if column == 0 else "", str(count), *cells)
+    console = Console()
+    console.print(table)
+    console.print(f"±: standard error of prediction. Interval: {ranks.attrs['interval']}.", highlight=False)
+    console.print(f"Decay of the spread with depth: {ranks.attrs['power_law']}.", highlight=False)
+
+
+def _with_error(ranks: xr.Dataset, name: str, layer: int, column: int) -> str:
+    """One predicted value with its standard error, where that is known."""
+    value, error = (float(ranks[key].values[layer, column]) for key in (name, f"{name}_se"))
+    if math.isnan(error):
+        return f"{value:.4g}"
+    decimals = max(1 - math.floor(math.log10(error)), 0) if error > 0.0 else 2
+    return f"{value:.{decimals}f}±{error:.{decimals}f}"
 
 
 @app.command()

@@ -47,6 +47,7 @@ from meanfield.ranks import effective_rank
 LONG_NAMES = {
     "singular_value": "singular values of the attention matrix, descending",
     "small_singular_value": "singular values at the smaller probe, descending",
+    "small_entropy": "mean entropy of the rows at the smaller probe",
     "frobenius": "Frobenius norm of the attention matrix",
     "stable_rank": "stable rank",
     "participation_ratio": "participation ratio",
@@ -164,12 +165,12 @@ class Profile:
         values = self.data["sensitivity"].values
         return np.stack([values[:, kinds.index(p.name) if p.name in kinds else len(kinds) - 1] for p in policies], -1)
 
-    def rank_params(self, *, name: str = "probe") -> RankParams:
-        """Parameters of meanfield.predict_rank from this probe. AccelError for fewer than 4 layers."""
+    def rank_arrays(self) -> dict[str, Any]:
+        """What RankParams.from_probe takes, from_probes of several scenes. AccelError for fewer than 4 layers."""
         data, layout = self.data, self.layout
         if self.layers < 4:
             raise AccelError(f"the rank prediction fits at least 4 layers, this model has {self.layers}")
-        arrays = {
+        return {
             "singular_values": data["singular_value"].values,
             "frames": layout.frames,
             "tokens_per_frame": layout.tokens_per_frame,
@@ -177,13 +178,17 @@ class Profile:
             "entropy": data["entropy"].values,
             "token_energies": data["token_energy"].values,
             "small_singular_values": data["small_singular_value"].values,
+            "small_entropy": data["small_entropy"].values,
             "small_frames": int(data.attrs["small_frames"]),
             "spectrum_tokens": int(data.attrs["spectrum_tokens"]),
             "small_spectrum_tokens": int(data.attrs["small_spectrum_tokens"]),
             "token_effective_rank": data["token_effective_rank"].values,
             "channels": self.config.embed_dim,
         }
-        return RankParams.from_probe(arrays, name=name)
+
+    def rank_params(self, *, name: str = "probe") -> RankParams:
+        """Parameters of meanfield.predict_rank from this probe. AccelError for fewer than 4 layers."""
+        return RankParams.from_probe(self.rank_arrays(), name=name)
 
     def save(self, path: Path | str) -> None:
         """Write a netCDF file, whole or not at all."""
@@ -229,7 +234,7 @@ def probe(
     errors, taken as independent of the resolution.
 
     Variables: (layer, head, k) singular_value and small_singular_value, all of them; (layer, head)
-    frobenius, entropy, ranks as in `measure_spectra`, query_mean, key_mean, logit_mean, logit_variance;
+    frobenius, entropy, small_entropy, ranks as in `measure_spectra`, query_mean, key_mean, logit_mean, logit_variance;
     (depth, energy) token_energy before the first pair and after each, token_effective_rank (layer), shared_noise
     (layer); option_error (layer, option); output_error and sensitivity (layer, kind); the class statistics of
     `accel.statistics` over (layer, head, query, ...).
@@ -249,7 +254,7 @@ def probe(
         bar.update(task, description=f"{small} frames")
         errors = values.pop("option_error")
         if layout.tokens <= DENSE_UP_TO:
-            less = _spectra(model, images[:, :small], generator, lambda: bar.advance(task))
+            less = _small_spectra(model, images[:, :small], generator, lambda: bar.advance(task))
         else:
             less = tokens.pop("less")
         bar.update(task, description="sensitivity")
@@ -258,7 +263,8 @@ def probe(
     variables: dict[str, Any] = {
         **values,
         **tokens,
-        "small_singular_value": (("layer", "head", "k_small"), less),
+        "small_singular_value": (("layer", "head", "k_small"), less["singular_value"]),
+        "small_entropy": (("layer", "head"), less["entropy"]),
         "option_error": (("layer", "option"), errors),
         "output_error": (("layer", "kind"), output_error),
         "sensitivity": (("layer", "kind"), gains),
@@ -276,13 +282,13 @@ def probe(
     }
     data = xr.Dataset(variables, coords=coords)
     for name in data.data_vars:
-        data[name].attrs = {"long_name": LONG_NAMES[name], "units": "nat" if name == "entropy" else "1"}
+        data[name].attrs = {"long_name": LONG_NAMES[name], "units": "nat" if name.endswith("entropy") else "1"}
     parameter = next(model.parameters())
     data.attrs = provenance(device=parameter.device, dtype=parameter.dtype, seed=generator.initial_seed()) | {
         "layout": json.dumps(layout.to_dict()),
         "small_frames": small,
         "spectrum_tokens": min(layout.tokens, DENSE_UP_TO),
-        "small_spectrum_tokens": less.shape[-1],
+        "small_spectrum_tokens": less["singular_value"].shape[-1],
         "measured": json.dumps([p.to_dict() for p in measured]),
         "candidates": len(options),
         "config": model.config.to_json(),
@@ -314,7 +320,7 @@ def _measure(model, images, layout, options, index, generator, advance):
         spectrum = _spectrum(*_some(q, k, DENSE_UP_TO, generator), generator, layer)
         if layout.tokens > DENSE_UP_TO:
             half = _some(q, k, DENSE_UP_TO // 2, generator)
-            less[layer] = _spectrum(*half, generator, layer)["singular_value"].values
+            less[layer] = _spectrum(*half, generator, layer)
         found = {name: x.values for name, x in spectrum.items() if name in LONG_NAMES}
         for values in (mean_statistics(q[0], k[0]), query_statistics(q[0], k[0], v[0], layout, index)):
             found |= {name: x.cpu().numpy() for name, x in values.items()}
@@ -351,7 +357,7 @@ def _measure(model, images, layout, options, index, generator, advance):
         "token_effective_rank": (("layer",), np.array([float(ranks[i]) for i in sorted(ranks)])),
     }
     if less:
-        tokens["less"] = np.stack([less[layer] for layer in order])
+        tokens["less"] = _stacked(less)
     return reference, values, tokens
 
 
@@ -371,14 +377,20 @@ def _spectrum(q: Tensor, k: Tensor, generator: torch.Generator, layer: int) -> x
         raise AccelError(f"layer {layer}: {error}") from error
 
 
-def _spectra(model, images, generator, advance) -> np.ndarray:
-    """Singular values (layer, head, k) of another exact forward."""
+def _small_spectra(model, images, generator, advance) -> dict[str, np.ndarray]:
+    """`_stacked` spectra of another exact forward."""
     found = {}
 
     def measure(layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        found[layer] = _spectrum(q, k, generator, layer)["singular_value"].values
+        found[layer] = _spectrum(q, k, generator, layer)
         advance()
 
     with record(model, measure):
         model(images)
-    return np.stack([found[layer] for layer in sorted(found)])
+    return _stacked(found)
+
+
+def _stacked(spectra: dict[int, xr.Dataset]) -> dict[str, np.ndarray]:
+    """singular_value (layer, head, k) and entropy (layer, head) from the spectra of the layers."""
+    names = ("singular_value", "entropy")
+    return {name: np.stack([spectra[layer][name].values for layer in sorted(spectra)]) for name in names}

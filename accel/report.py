@@ -81,6 +81,7 @@ def summarise(run: RunResult) -> dict[str, Any]:
             "spectra_measured": run.measured is not None,
             "spectra_k": next((data.sizes["k"] for data in (run.measured, run.predicted) if data is not None), None),
             "depth_exponent": None if run.ranks is None else float(run.ranks["depth_exponent"]),
+            "power_law": None if run.ranks is None else run.ranks.attrs["power_law"],
             "truth": truth_errors(run),
             "notes": notes,
             "machine": machine(run.device),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
@@ -13,29 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from meanfield._checks import Array, finite, in_range
-from meanfield.closed_forms import equiangular_token_ranks
+from meanfield._checks import Array, in_range
 from meanfield.extrapolation import ProbeLaw, one_probe_law, two_probe_law
-from meanfield.finite_n import PopulationLaw, sphere_law
-from meanfield.recursion import Recursion, fit_recursion, population_energies, spread
-from meanfield.sphere import kappa_from_deficit
-
-
-@dataclass(frozen=True, eq=False)
-class Probe:
-    """Singular values of every attention matrix at one number of tokens: values (L, H, n) descending, all n of them."""
-
-    tokens: int
-    values: Array
-
-    def __post_init__(self) -> None:
-        values = in_range("probe values", self.values, 0.0, remedy="singular values are not negative")
-        if values.ndim != 3 or not 8 <= values.shape[-1] <= self.tokens:
-            raise ValueError(
-                f"probe values have shape {values.shape} at N={self.tokens} tokens; "
-                "give (layers, heads, n) with 8 <= n <= N"
-            )
-        object.__setattr__(self, "values", np.sort(values, axis=-1)[..., ::-1])
+from meanfield.finite_n import sphere_law
+from meanfield.head_laws import HeadLaws
+from meanfield.probe import Probe, mean_arrays, probe_fields
+from meanfield.recursion import Recursion
+from meanfield.sphere import entropy_deficit
+from meanfield.weights import weight_fields
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +37,9 @@ class RankParams:
                           (at most N) with measured energies, where d was fitted to a measured effective rank
     probes                none, one, or two (smaller first) sets of measured singular values; they replace the sphere
     law entropy (L, H), entropy_tokens    mean row entropy (nats) measured at that N; None: the sphere's
+    small_entropy (L, H)  the same at the smaller probe: gives the growth of the entropy with ln N
+    sphere_dim (L, H)     number of directions a head's logits use, which replaces head_dim on the sphere; or None
+    replicates            parameters of single scenes, of which these are the mean: they give intervals
     ValueError on inconsistent shapes or values.
     """
 
@@ -67,6 +55,9 @@ class RankParams:
     probes: tuple[Probe, ...] = ()
     entropy: Array | None = None
     entropy_tokens: int | None = None
+    small_entropy: Array | None = None
+    sphere_dim: Array | None = None
+    replicates: tuple[RankParams, ...] = ()
 
     def __post_init__(self) -> None:
         kappa = in_range("kappa", self.kappa, 1e-6, 1e4, remedy="kappa is the largest logit of a head")
@@ -95,15 +86,35 @@ class RankParams:
             raise ValueError(f"probes at N={[probe.tokens for probe in self.probes]}; give the smaller first")
         if (self.entropy is None) != (self.entropy_tokens is None):
             raise ValueError("entropy and entropy_tokens belong together; give both or neither")
+        if self.small_entropy is not None and (self.entropy is None or len(self.probes) != 2):
+            raise ValueError("small_entropy belongs to the smaller of two probes; give entropy and both probes with it")
+        if self.replicates and (
+            len(self.replicates) < 2
+            or any(r.kappa.shape != kappa.shape or r.replicates for r in self.replicates)
+            or len({r.probe_tokens for r in (self, *self.replicates)}) > 1
+        ):
+            raise ValueError(
+                f"{len(self.replicates)} replicates: give at least 2, of the same layers, heads and probe sizes, "
+                "without replicates of their own"
+            )
         object.__setattr__(self, "kappa", kappa)
         object.__setattr__(self, "token_dim", token_dim)
         object.__setattr__(self, "start", tuple(float(x) for x in start))
-        if self.entropy is not None:
-            limit = float(np.log(self.entropy_tokens)) + 1e-6
-            entropy = in_range("entropy", self.entropy, 0.0, limit, remedy="an entropy lies within 0 .. ln N, in nats")
-            if entropy.shape != kappa.shape:
-                raise ValueError(f"entropy has shape {entropy.shape} for kappa {kappa.shape}; give (layers, heads)")
-            object.__setattr__(self, "entropy", entropy)
+        if self.sphere_dim is not None:
+            dims = in_range("sphere_dim", self.sphere_dim, 2.0, remedy="directions on a sphere need two dimensions")
+            object.__setattr__(self, "sphere_dim", self._per_head("sphere_dim", np.round(dims)))
+        entropies = (("entropy", self.entropy_tokens), ("small_entropy", self.probes and self.probes[0].tokens))
+        for name, tokens in entropies:
+            if getattr(self, name) is not None:
+                limit = float(np.log(tokens)) + 1e-6
+                remedy = "an entropy lies within 0 .. ln N, in nats"
+                value = in_range(name, getattr(self, name), 0.0, limit, remedy=remedy)
+                object.__setattr__(self, name, self._per_head(name, value))
+
+    def _per_head(self, name: str, value: Array) -> Array:
+        if value.shape != self.kappa.shape:
+            raise ValueError(f"{name} has shape {value.shape} for kappa {self.kappa.shape}; give (layers, heads)")
+        return value
 
     @property
     def layers(self) -> int:
@@ -122,17 +133,43 @@ class RankParams:
         return bool(alike) and not self.probes and self.entropy is None and self.energies is None
 
     @property
+    def probe_tokens(self) -> tuple[int, ...]:
+        """Numbers of tokens of the probes, the smaller first."""
+        return tuple(probe.tokens for probe in self.probes)
+
+    @property
+    def logit_variance(self) -> Array:
+        """s^2 = kappa^2/D of every head, (layer, head)."""
+        return self.kappa**2 / (self.head_dim if self.sphere_dim is None else self.sphere_dim)
+
+    @property
     def method(self) -> str:
         """Which law gives the attention ranks."""
         return ("finite-N sphere law", "finite-N law from one probe", "finite-N law from two probes")[len(self.probes)]
 
     @cached_property
-    def laws(self) -> tuple[tuple[PopulationLaw | ProbeLaw, ...], ...]:
-        """The finite-N law of every head, [layer][head]; equal kappas share one."""
+    def laws(self) -> HeadLaws:
+        """The finite-N law of every head; equal spheres share one."""
         if self.probes:
-            return tuple(tuple(self._probe_law(i, j) for j in range(self.heads)) for i in range(self.layers))
-        shared = {kappa: sphere_law(kappa, self.head_dim) for kappa in np.unique(self.kappa)}
-        return tuple(tuple(shared[kappa] for kappa in row) for row in self.kappa)
+            heads = range(self.heads)
+            return HeadLaws(tuple(tuple(self._probe_law(i, j) for j in heads) for i in range(self.layers)))
+        shared = {key: sphere_law(*key) for key in set(self._spheres.ravel())}
+        return HeadLaws(tuple(tuple(shared[key] for key in row) for row in self._spheres))
+
+    @cached_property
+    def sphere_deficit(self) -> Array:
+        """ln N - H of every head on its sphere, nats, (layer, head)."""
+        shared = {key: entropy_deficit(*key) for key in set(self._spheres.ravel())}
+        return np.array([[shared[key] for key in row] for row in self._spheres])
+
+    @cached_property
+    def _spheres(self) -> np.ndarray:
+        """(kappa, dimension) of every head, (layer, head) of pairs."""
+        dims = np.full(self.kappa.shape, self.head_dim) if self.sphere_dim is None else self.sphere_dim
+        pairs = np.empty(self.kappa.shape, dtype=object)
+        for index in np.ndindex(self.kappa.shape):
+            pairs[index] = float(self.kappa[index]), int(dims[index])
+        return pairs
 
     def _probe_law(self, layer: int, head: int) -> ProbeLaw:
         spectra = [(probe.values[layer, head], probe.tokens) for probe in self.probes]
@@ -153,27 +190,21 @@ class RankParams:
                 f"use L <= {self.layers} or probe a deeper model"
             )
         index = np.minimum(np.arange(layers), self.layers - 1)
+        per_layer = ("kappa", "token_dim", "energies", "entropy", "small_entropy", "sphere_dim")
+        changed = {key: getattr(self, key)[index] for key in per_layer if getattr(self, key) is not None}
         probes = tuple(Probe(probe.tokens, probe.values[index]) for probe in self.probes)
-        per_layer = ("kappa", "token_dim", "energies", "entropy")
-        changed = {key: None if getattr(self, key) is None else getattr(self, key)[index] for key in per_layer}
-        changed["probes"] = probes
-        return RankParams(**{**{name: getattr(self, name) for name in self.__dataclass_fields__}, **changed})
+        replicates = tuple(replicate.first(layers) for replicate in self.replicates)
+        return replace(self, **changed, probes=probes, replicates=replicates)
 
     def to_dict(self) -> dict[str, Any]:
         """A dict of JSON values."""
-        return {
-            "name": self.name,
-            "kappa": self.kappa.tolist(),
-            "head_dim": int(self.head_dim),
-            "tokens_per_frame": int(self.tokens_per_frame),
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in plain.items()}
+        return plain | {
             "recursion": asdict(self.recursion),
             "start": list(self.start),
-            "token_dim": self.token_dim.tolist(),
-            "energies": None if self.energies is None else self.energies.tolist(),
-            "recursion_residual": float(self.recursion_residual),
             "probes": [{"tokens": int(probe.tokens), "values": probe.values.tolist()} for probe in self.probes],
-            "entropy": None if self.entropy is None else self.entropy.tolist(),
-            "entropy_tokens": None if self.entropy_tokens is None else int(self.entropy_tokens),
+            "replicates": [replicate.to_dict() for replicate in self.replicates],
         }
 
     def to_json(self) -> str:
@@ -189,7 +220,9 @@ class RankParams:
                 f"RankParams JSON: missing {sorted(names - set(data))}, unknown {sorted(set(data) - names)}"
             )
         probes = tuple(Probe(probe["tokens"], np.asarray(probe["values"])) for probe in data["probes"])
-        return cls(**{**data, "recursion": Recursion(**data["recursion"]), "probes": probes})
+        replicates = tuple(cls.from_dict(replicate) for replicate in data["replicates"])
+        changed = {"recursion": Recursion(**data["recursion"]), "probes": probes, "replicates": replicates}
+        return cls(**{**data, **changed})
 
     @classmethod
     def from_json(cls, text: str) -> RankParams:
@@ -210,6 +243,7 @@ class RankParams:
                                layer and after each frame + global pair: |mean|^2, between frames, within frames
         Optional:
           small_singular_values (L, H, n'), small_frames    a nested smaller probe: calibrates the tail
+          small_entropy        (L, H) mean row entropy at that smaller probe, nats: the entropy's growth with ln N
           token_effective_rank (L,) Roy-Vetterli rank of the (N, C) token matrix after each layer: gives token_dim
           channels             C, the token dimension otherwise (default heads * head_dim)
           spectrum_tokens, small_spectrum_tokens    numbers of tokens of the two spectra, where they are those of random
@@ -217,47 +251,26 @@ class RankParams:
         Singular values are rounded to `digits` significant digits, to keep the JSON small.
         ValueError names what is missing or inconsistent.
         """
-        required = ("singular_values", "frames", "tokens_per_frame", "head_dim", "entropy", "token_energies")
-        missing = [key for key in required if key not in arrays]
-        if ("small_singular_values" in arrays) != ("small_frames" in arrays):
-            missing.append("small_singular_values and small_frames together")
-        if missing:
-            raise ValueError(f"from_probe misses {missing}; see RankParams.from_probe for the arrays")
-        frames, per_frame, dim = (int(arrays[key]) for key in ("frames", "tokens_per_frame", "head_dim"))
-        tokens = frames * per_frame
-        probes = [Probe(int(arrays.get("spectrum_tokens", tokens)), _rounded(arrays["singular_values"], digits))]
-        if "small_frames" in arrays:
-            small = int(arrays.get("small_spectrum_tokens", int(arrays["small_frames"]) * per_frame))
-            probes.insert(0, Probe(small, _rounded(arrays["small_singular_values"], digits)))
-        entropy = finite("entropy", arrays["entropy"])
-        energies = finite("token_energies", arrays["token_energies"])
-        layers, heads = probes[-1].values.shape[:2]
-        if energies.shape != (layers + 1, 3):
-            raise ValueError(f"token_energies have shape {energies.shape}; {layers} layers need {(layers + 1, 3)}")
-        spreads = np.minimum(spread(energies[1:], tokens), 1.0)
-        if "token_effective_rank" in arrays:
-            token_dim = _token_dim(finite("token_effective_rank", arrays["token_effective_rank"]), spreads, tokens)
-        else:
-            token_dim = np.full(layers, float(arrays.get("channels", heads * dim)))
-        rows = probes[-1].tokens
-        deficit = np.log(rows) - in_range(
-            "entropy", entropy, 0.0, np.log(rows) + 1e-6, remedy="give nats, at most ln N"
-        )
-        recursion, residual = fit_recursion(energies, frames, per_frame)
-        return cls(
-            name=name,
-            kappa=kappa_from_deficit(np.maximum(deficit, 0.0), dim),
-            head_dim=dim,
-            tokens_per_frame=per_frame,
-            recursion=recursion,
-            start=tuple(population_energies(energies[0], frames, per_frame)),
-            token_dim=token_dim,
-            energies=population_energies(energies[1:], frames, per_frame),
-            recursion_residual=residual,
-            probes=tuple(probes),
-            entropy=entropy,
-            entropy_tokens=rows,
-        )
+        return cls(name=name, **probe_fields(arrays, digits=digits))
+
+    @classmethod
+    def from_probes(cls, probes: Sequence[Mapping[str, Any]], *, name: str = "probes", digits: int = 4) -> RankParams:
+        """Parameters from several probes (scenes) taken alike, kept as `replicates`: predictions get intervals.
+
+        Each entry is what `from_probe` takes. The parameters themselves are those of the averaged arrays, and the
+        recursion is fitted to these only. ValueError when there are fewer than 2, or they differ in size.
+        """
+        pooled = cls.from_probe(mean_arrays(list(probes)), name=name, digits=digits)
+        fitted = pooled.recursion, pooled.recursion_residual
+        fields = [probe_fields(arrays, digits=digits, fitted=fitted) for arrays in probes]
+        return replace(pooled, replicates=tuple(cls(name=f"{name} {i}", **field) for i, field in enumerate(fields)))
+
+    @classmethod
+    def from_weights(
+        cls, arrays: Mapping[str, ArrayLike], *, heads: int, tokens_per_frame: int, name: str = "weights"
+    ) -> RankParams:
+        """Parameters from the weights alone, official state-dict names; see `meanfield.weights` for what is assumed."""
+        return cls(name=name, tokens_per_frame=tokens_per_frame, **weight_fields(arrays, heads=heads))
 
 
 @cache
@@ -293,21 +306,3 @@ def load_params(path: Path) -> RankParams:
             "path.write_text(RankParams.from_probe(arrays, name='testbed').to_json())"
         )
     return RankParams.from_json(path.read_text(encoding="utf-8"))
-
-
-def _token_dim(measured: Array, spreads: Array, tokens: int) -> Array:
-    """The dimension d at which `equiangular_token_ranks` gives the measured effective rank, by bisection on [1,
-    1e6]."""
-    if measured.shape != spreads.shape:
-        raise ValueError(f"token_effective_rank has shape {measured.shape}; give one per layer, {spreads.shape}")
-    low, high = np.full_like(measured, 2.0), np.full_like(measured, tokens)
-    for _ in range(60):
-        middle = np.sqrt(low * high)
-        below = equiangular_token_ranks(middle, spreads)["effective_rank"] < measured
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return np.sqrt(low * high)
-
-
-def _rounded(values: ArrayLike, digits: int) -> Array:
-    array = finite("singular_values", values)
-    return np.array([float(f"{x:.{digits}g}") for x in array.ravel()]).reshape(array.shape)
