@@ -188,11 +188,7 @@ def main(
     ).astype(float)  # fmt: skip
     result = xr.Dataset(
         {
-            "coverage": (
-                dims,
-                of_tested,
-                {"long_name": "share of splits that cover the scene", "units": "1"},
-            ),
+            "coverage": (dims, of_tested, {"long_name": "share of splits that cover the scene", "units": "1"}),
             "width": (
                 ("method", "level", "variable", "frames", "layer"),
                 width.mean(3),

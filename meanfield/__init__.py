@@ -28,11 +28,11 @@ from meanfield.closed_forms import (
     gaussian_qk_ranks,
     token_participation_ratio,
 )
-from meanfield.condensation import Regime, regime
+from meanfield.condensation import Regime, condensed, regime
 from meanfield.diffusion import DiffusionConfig, solve_diffusion
 from meanfield.exponent import PowerLaw, fit_power_law
 from meanfield.extrapolation import ProbeLaw, one_probe_law, two_probe_law
-from meanfield.finite_n import PopulationLaw, SphereLaw, condensed, sphere_law, sphere_ranks
+from meanfield.finite_n import PopulationLaw
 from meanfield.gaussian_spectrum import gaussian_law, gaussian_ranks
 from meanfield.measure import Measure, w2_to_dirac, w2_to_dirac_on_sphere
 from meanfield.mehler import dot_product_attention, gaussian_kernel_attention
@@ -40,6 +40,7 @@ from meanfield.mixtures import MixtureLaw, cluster_law
 from meanfield.params import Probe, RankParams, load_params, preset
 from meanfield.particles import Dynamics, Solution, observe, simulate
 from meanfield.predict import predict_rank, predict_spectrum
+from meanfield.qk_norm import SphereLaw, sphere_law, sphere_ranks
 from meanfield.ranks import (
     attention_entropy,
     effective_rank,

@@ -70,7 +70,7 @@ def collapsed_token_excess(tokens: ArrayLike, spread: ArrayLike) -> dict[str, Ar
         raise ValueError(
             f"n g={np.max(n * g):g} exceeds {COLLAPSED}: not collapsed enough; use equiangular_token_ranks"
         )
-    log_ratio = np.log(n / g)
+    log_ratio = np.log(n) - np.log(g)
     return {
         "stable_rank": g + 0.0 * n,
         "participation_ratio": 2.0 * g + 0.0 * n,
@@ -117,17 +117,18 @@ def gaussian_logit_ranks(tokens: ArrayLike, logit_variance: ArrayLike) -> dict[s
 
     stable_rank = e^{s^2} (leading singular value 1). For i.i.d. logits also second_singular_value 2 sqrt((e^{s^2} -
     1)/N), participation_ratio e^{2 s^2}/(1 + 2 (e^{s^2} - 1)^2/N) and the effective ranks of a quarter-circle bulk;
-    structured logits (q.k in few dimensions) share only the first four. Limit of large N: second moments hold for s^2 <
-    ln(N)/2 (`condensed` tells), the entropy for s^2 < 2 ln N. ValueError beyond 2 ln N, where rows sit on single keys.
+    structured logits (q.k in few dimensions) share only the first four. Limit of large N, where the second moments hold
+    for s^2 < ln(N)/2; the ranks are cut at N, which a small N near that limit reaches. ValueError beyond ln(N)/2, where
+    single keys carry the second moments (`condensed`): `meanfield.row_statistics` has entropies of such rows.
     """
     n = token_count(tokens, least=2.0)
     s2 = in_range("logit_variance", logit_variance, 0.0, remedy="a variance is not negative")
-    limit = 2.0 * np.log(n)
+    limit = 0.5 * np.log(n)
     if np.any(s2 > limit):
         worst = np.broadcast_to(s2, np.broadcast(s2, n).shape)[s2 > limit].flat[0]
         raise ValueError(
-            f"logit_variance={worst:g} exceeds 2 ln N={np.min(limit):.4g}: the rows have condensed on single keys; "
-            "use measured singular values (meanfield.extrapolation)"
+            f"logit_variance={worst:g} exceeds ln(N)/2={np.min(limit):.4g}: single keys carry the second moments; use "
+            "measured singular values (meanfield.extrapolation), and meanfield.row_statistics for the entropy"
         )
     bulk, energy = np.expm1(s2), SOFTMAX_ENERGY.function(s2)
     nuclear = QUARTER_CIRCLE.function(n, bulk)
@@ -141,8 +142,8 @@ def gaussian_logit_ranks(tokens: ArrayLike, logit_variance: ArrayLike) -> dict[s
         "stable_rank": energy,
         "second_singular_value": 2.0 * np.sqrt(bulk / n),
         "participation_ratio": energy**2 / (1.0 + 2.0 * bulk**2 / n),
-        "effective_rank": np.exp(np.log(total) + log_bulk_sum / total),
-        "effective_rank_energy": np.exp(np.log(energy) + log_energy_sum / energy),
+        "effective_rank": np.minimum(np.exp(np.log(total) + log_bulk_sum / total), n),
+        "effective_rank_energy": np.minimum(np.exp(np.log(energy) + log_energy_sum / energy), n),
     }
 
 

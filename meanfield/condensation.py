@@ -11,7 +11,7 @@ equal theta = T_N/N with the free law, v = theta/((1 - theta)^2 N E x), this str
     m(theta) = exp(c_1 theta + c_2 theta^2).
 
 Source: docs/theory/finite_n.md; cavity equation: Bordenave, Caputo, Chafai, arXiv:0903.3528 and 0909.5485 (Levy
-entries); random energies: Derrida 1981. The use of m for kernels (finite_n.SphereLaw) is conjectured and measured.
+entries); random energies: Derrida 1981. The use of m for kernels (`meanfield.qk_norm`) is conjectured and measured.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.interpolate import CubicSpline
 
-from meanfield._checks import Array, in_range, token_count
+from meanfield._checks import Array, finite, in_range, token_count
+from meanfield.derivations.condensation_threshold import RESULT as THRESHOLD
+from meanfield.derivations.free_resolvent import RESULT as FREE_RESOLVENT
+from meanfield.derivations.frozen_participation import RESULT as FROZEN_PARTICIPATION
 from meanfield.row_statistics import LogitDensity, entry_moments
 
 ITERATIONS = 14
@@ -51,8 +54,17 @@ def regime(logit_variance: ArrayLike, tokens: ArrayLike) -> np.ndarray:
     says. ValueError on s^2 < 0 or N < 1.
     """
     s2 = in_range("logit_variance", logit_variance, 0.0, remedy="a variance is not negative")
-    log_n = np.log(token_count(tokens))
-    return np.where(s2 < 0.5 * log_n, Regime.DILUTE, np.where(s2 < 2.0 * log_n, Regime.CONDENSING, Regime.FROZEN))
+    n = token_count(tokens)
+    condensing = np.where(s2 < THRESHOLD.function(1.0, n), Regime.CONDENSING, Regime.FROZEN)
+    return np.where(s2 < THRESHOLD.function(2.0, n), Regime.DILUTE, condensing)
+
+
+def condensed(logit_variance: ArrayLike, tokens: ArrayLike) -> Array:
+    """Whether s^2 > ln(N)/2: second moments are then set by a few largest weights (Gaussian logits, large N).
+
+    ValueError when s^2 is not finite or N < 1.
+    """
+    return finite("logit_variance", logit_variance) > THRESHOLD.function(2.0, token_count(tokens))
 
 
 def frozen_participation(logit_variance: ArrayLike, tokens: ArrayLike) -> Array:
@@ -61,7 +73,7 @@ def frozen_participation(logit_variance: ArrayLike, tokens: ArrayLike) -> Array:
     Slowly approached (corrections ln ln N/ln N); `row_statistics` is exact at finite N. ValueError as `regime`.
     """
     s2 = in_range("logit_variance", logit_variance, 1e-300, remedy="give s^2 > 0")
-    return np.maximum(1.0 - np.sqrt(2.0 * np.log(token_count(tokens)) / s2), 0.0)
+    return np.maximum(FROZEN_PARTICIPATION.function(s2, token_count(tokens)), 0.0)
 
 
 def heavy_tail(density: LogitDensity, tokens: float) -> tuple[float, float]:
@@ -93,7 +105,7 @@ def _cavity_theta(square: Array, weight: Array, n: float) -> Array:
     t = np.exp(LOG_T)
     density = (LOG_T[1] - LOG_T[0]) * t * np.exp(-t)
     v = np.exp(LOG_V)
-    first = 0.5 * (np.sqrt(1.0 + 4.0 * v) - 1.0) / v  # the free law, h = 1/(1 + v h)
+    first = FREE_RESOLVENT.function(v)
     points, share = np.stack([first, first], axis=-1), np.full((v.size, 2), 0.5)
     for _ in range(ITERATIONS):
         log_y = LOG_T[:, None] + np.log(v[:, None] * points)[:, None, :]  # (v, t, 2)

@@ -15,15 +15,16 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
-from scipy.linalg import solve_banded
+from scipy.linalg import LinAlgError, solve_banded
 from scipy.special import exprel
 
-from meanfield._checks import Array, finite, in_range
+from meanfield._checks import TINY, Array, count, finite, in_range, scalar
 
 Diffusivity = Callable[[Array, float], ArrayLike]
 Drift = Callable[[Array, float], ArrayLike]
 
 _GAMMA = 2.0 - np.sqrt(2.0)
+_REPRESENTABLE = (1e-100, 1e100)  # whose squares fit float64
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,12 @@ class DiffusionConfig:
 
     step         the largest time step; shorter ones are taken to meet the output times
     method       "backward-euler": order 1, never negative at any step, since every step solves A(u) u = u_old with an
-                 M-matrix A (positive diagonal, other entries <= 0, columns that sum to 1), whose inverse is >= 0.
+                 M-matrix A (positive diagonal, other entries <= 0, columns that sum to 1), whose inverse is >= 0;
+                 in float64 up to step D/h^2 of about 1e15, where A is singular to rounding.
                  "tr-bdf2": order 2, L-stable. No linear method of order 2 is positive at every step (Bolley and
-                 Crouzeix 1978); this one is for (2 - sqrt 2) step <= h^2/D, and often far beyond. When a step gives a
-                 negative value it is halved, and the halves again.
+                 Crouzeix 1978); this one is for (2 - sqrt 2) step <= h^2/D without drift (or |b| h <= D) and with D
+                 constant in time. Beyond, only halving keeps the result non-negative: a step that gives a negative
+                 value is halved, and the halves again.
     tolerance    Newton ends when the update is below this share of max u; also the size of what counts as rounding
     iterations   Newton iterations before the step is halved
     halvings     times a step is halved before the solver gives up
@@ -51,9 +54,10 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         if self.method not in ("backward-euler", "tr-bdf2"):
             raise ValueError(f"method={self.method!r} is unknown; choose 'backward-euler' or 'tr-bdf2'")
-        for name in ("step", "tolerance", "iterations", "halvings"):
-            if not 0.0 < getattr(self, name) < np.inf:
-                raise ValueError(f"{name}={getattr(self, name)} is not a positive finite number; give one above 0")
+        for name in ("step", "tolerance"):
+            scalar(name, getattr(self, name), TINY, remedy="give a number above 0")
+        for name in ("iterations", "halvings"):
+            count(name, getattr(self, name), least=1, remedy="give a whole number of at least 1")
 
 
 def solve_diffusion(
@@ -73,10 +77,11 @@ def solve_diffusion(
 
     Fluxes are exponentially fitted (Scharfetter and Gummel 1969): second order where D > 0, upwind where D = 0, and
     the equilibrium of a linear pull is kept to second order. D at a face is its mean over the densities between the
-    two cells. Mass is conserved to rounding and no value is negative (see `DiffusionConfig`). At the free boundary of a
-    porous medium, u ~ distance^{1/(m-1)}, the order in L1 is min(2, 1 + 1/(m - 1)), as for interpolation of that edge.
-    ValueError when D < 0 anywhere (backward diffusion is ill-posed), the grid is not uniform, u or D is not finite,
-    or no step however halved succeeds.
+    two cells. Mass is conserved to rounding (TR-BDF2: rounding times step D/h^2, the size of its explicit half) and no
+    value is negative (see `DiffusionConfig`). At the free boundary of a porous medium, u ~ distance^{1/(m-1)}, the
+    order in L1 is min(2, 1 + 1/(m - 1)), as for interpolation of that edge.
+    ValueError when D < 0 anywhere (backward diffusion is ill-posed), the grid is not uniform, u, D or b is not finite
+    or of another shape, or no step however halved succeeds.
     """
     centres, u = finite("x", x), finite("initial", initial)
     moments = finite("times", times)
@@ -85,16 +90,21 @@ def solve_diffusion(
     widths = np.diff(centres)
     if widths[0] <= 0.0 or np.ptp(widths) > 1e-9 * widths[0] * centres.size:
         raise ValueError(f"x has spacings {widths.min():g} to {widths.max():g}; give uniformly increasing cell centres")
+    scalar("the spacing of x", widths[0], *_REPRESENTABLE, remedy="measure lengths in another unit")
     in_range("initial", u, 0.0, remedy="a density is not negative")
     if u.max() == 0.0:
         raise ValueError("initial is 0 everywhere: there is nothing to diffuse; give a density with mass")
+    scalar("the largest initial value", u.max(), *_REPRESENTABLE, remedy="measure the mass in another unit")
+    for name, law in (("diffusivity", diffusivity), ("drift", drift)):
+        if law is not None and not callable(law):
+            raise ValueError(f"{name}={law!r} is not a function of two arguments; give lambda values, t: constant")
     if moments.ndim != 1 or moments.size == 0 or np.any(np.diff(moments) <= 0.0):
         raise ValueError(f"times={moments} do not increase; list the output times, the first being the start")
     equation = _Equation(centres, diffusivity, drift)
     states = [u]
     for start, end in pairwise(moments):
-        count = int(np.ceil((end - start) / config.step * (1.0 - 1e-12)))
-        edges = np.linspace(start, end, count + 1)
+        steps = int(np.ceil((end - start) / config.step * (1.0 - 1e-12)))
+        edges = np.linspace(start, end, steps + 1)
         for now, later in pairwise(edges):
             u = _advance(equation, u, now, later - now, config, config.halvings)
         states.append(u)
@@ -131,11 +141,11 @@ class _Equation:
         Fitted to the local exponential: F = D B(|p|) (right - left)/h + b^+ right + b^- left with p = b h/D and the
         Bernoulli function B(p) = p/(e^p - 1), so that both coefficients keep their sign at every p.
         """
-        d = np.broadcast_to(self.face_diffusivity(np.maximum(left, 0.0), np.maximum(right, 0.0), t), left.shape)
+        d = self.face_diffusivity(np.maximum(left, 0.0), np.maximum(right, 0.0), t)
         if self.drift is None:
             return d * (right - left) / self.width
         faces = 0.5 * (self.centres[1:] + self.centres[:-1])
-        b = np.broadcast_to(finite("drift", self.drift(faces, t)), left.shape)
+        b = _on_faces("drift", finite("drift", self.drift(faces, t)), left)
         with np.errstate(over="ignore"):
             peclet = np.divide(np.abs(b) * self.width, d, out=np.full_like(d, np.inf), where=d > 0.0)
         fitted = d / exprel(peclet)
@@ -146,9 +156,11 @@ class _Equation:
 
         Then D (right - left) is the difference of the primitive of D, which keeps the order at a free boundary.
         """
-        ends = (self.diffusivity(u, t) for u in (left, right))
-        low, high = (forward_diffusivity("D", values) for values in ends)
-        return (low + high + 4.0 * forward_diffusivity("D", self.diffusivity(0.5 * (left + right), t))) / 6.0
+        low, middle, high = (
+            _on_faces("D", forward_diffusivity("D", self.diffusivity(u, t)), left)
+            for u in (left, 0.5 * (left + right), right)
+        )
+        return (low + high + 4.0 * middle) / 6.0
 
     def rate(self, u: Array, t: float) -> Array:
         """du/dt, (n,); its sum telescopes to zero."""
@@ -178,7 +190,11 @@ def _advance(equation: _Equation, u: Array, t: float, step: float, config: Diffu
         return _without_negative_rounding(after)
     if halvings == 0:
         raise ValueError(
-            f"no non-negative solution at t={t:g} even with step={step:g}; use method='backward-euler' or a finer grid"
+            f"Newton's method did not converge at t={t:g} even with step={step:g}; D and b must be finite and "
+            "continuous in u, and step D/h^2 below 1e15: smooth them, allow more iterations, or give smaller steps"
+            if after is None
+            else f"no non-negative solution at t={t:g} even with step={step:g}; use method='backward-euler' or more "
+            "halvings"
         )
     half = 0.5 * step
     middle = _advance(equation, u, t, half, config, halvings - 1)
@@ -211,13 +227,22 @@ def _solve(
     for _ in range(config.iterations):
         bands = -weight * equation.jacobian(u, t)
         bands[1] += 1.0
-        update = solve_banded((1, 1), bands, known + weight * equation.rate(u, t) - u)
+        try:
+            update = solve_banded((1, 1), bands, known + weight * equation.rate(u, t) - u, check_finite=False)
+        except LinAlgError:  # singular to rounding
+            return None
         u = u + update
         if not np.all(np.isfinite(u)):
             return None
         if np.abs(update).max() <= config.tolerance * np.abs(u).max():
             return u
     return None
+
+
+def _on_faces(name: str, values: Array, faces: Array) -> Array:
+    if values.shape not in ((), (1,), faces.shape):
+        raise ValueError(f"{name} has shape {values.shape} for {faces.shape} cell faces; return one value for each")
+    return np.broadcast_to(values, faces.shape)
 
 
 def _without_negative_rounding(u: Array) -> Array:

@@ -8,15 +8,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from meanfield._checks import Array, finite, in_range
+from meanfield._checks import TINY, Array, evaluated, finite, in_range, positive, scalar
 from meanfield.derivations.barenblatt_profile import RESULT as BARENBLATT_PROFILE
 from meanfield.derivations.barenblatt_radius import RESULT as BARENBLATT_RADIUS
 from meanfield.derivations.heat_kernel import RESULT as HEAT_KERNEL
 from meanfield.derivations.ornstein_uhlenbeck_variance import RESULT as ORNSTEIN_UHLENBECK_VARIANCE
 from meanfield.derivations.pre_norm_diffusion_time import RESULT as PRE_NORM_DIFFUSION_TIME
 
-_TINY = np.finfo(float).tiny
-"""The lower end of the positive numbers."""
+_RESCALE = "measure lengths and times in other units"
 
 
 def barenblatt_radius(
@@ -30,15 +29,11 @@ def barenblatt_radius(
     ValueError unless t >= 0, R_0 >= 0, m > 1, mass > 0, coefficient > 0 (below 0 the problem is ill-posed).
     """
     _porous(m, mass)
-    in_range(
-        "coefficient",
-        coefficient,
-        _TINY,
-        remedy="attraction (a negative one) is ill-posed: follow particles, meanfield.simulate",
-    )
+    ill_posed = "attraction (a negative one) is ill-posed: follow particles, meanfield.simulate"
+    scalar("coefficient", coefficient, TINY, remedy=ill_posed)
     time = in_range("t", t, 0.0, remedy="the solution runs forward only")
     radius = in_range("initial_radius", initial_radius, 0.0, remedy="give the edge of the support at t = 0")
-    return np.asarray(BARENBLATT_RADIUS.function(time, radius, m, mass, coefficient))
+    return evaluated("R", BARENBLATT_RADIUS.function, time, radius, m, mass, coefficient, remedy=_RESCALE)
 
 
 def barenblatt(x: ArrayLike, radius: ArrayLike, *, m: float = 2.0, mass: float = 1.0) -> Array:
@@ -48,8 +43,9 @@ def barenblatt(x: ArrayLike, radius: ArrayLike, *, m: float = 2.0, mass: float =
     ValueError unless R > 0, m > 1, mass > 0.
     """
     _porous(m, mass)
-    edge = in_range("radius", radius, _TINY, remedy="see barenblatt_radius")
-    return np.asarray(BARENBLATT_PROFILE.function(np.clip(finite("x", x), -edge, edge), edge, m, mass))
+    edge = positive("radius", radius, remedy="see barenblatt_radius")
+    inside = np.clip(finite("x", x), -edge, edge)
+    return evaluated("the density", BARENBLATT_PROFILE.function, inside, edge, m, mass, remedy=_RESCALE)
 
 
 def gaussian(x: ArrayLike, variance: ArrayLike, *, centre: ArrayLike = 0.0, mass: float = 1.0) -> Array:
@@ -57,9 +53,10 @@ def gaussian(x: ArrayLike, variance: ArrayLike, *, centre: ArrayLike = 0.0, mass
 
     Shapes broadcast. ValueError unless variance > 0 and mass > 0.
     """
-    in_range("mass", mass, _TINY, remedy="a density has mass")
-    spread = in_range("variance", variance, _TINY, remedy="the kernel is a Dirac measure at variance 0")
-    return np.asarray(HEAT_KERNEL.function(finite("x", x), finite("centre", centre), spread, mass))
+    scalar("mass", mass, TINY, remedy="a density has mass")
+    spread = positive("variance", variance, remedy="the kernel is a Dirac measure at variance 0")
+    places = finite("x", x), finite("centre", centre)
+    return evaluated("the density", HEAT_KERNEL.function, *places, spread, mass, remedy=_RESCALE)
 
 
 def pre_norm_diffusion_time(t: ArrayLike, *, gain: float, contraction: float, initial_norm: float) -> Array:
@@ -70,9 +67,10 @@ def pre_norm_diffusion_time(t: ArrayLike, *, gain: float, contraction: float, in
     ValueError unless t >= 0 and alpha, kappa, r_0 > 0.
     """
     for name, value in (("gain", gain), ("contraction", contraction), ("initial_norm", initial_norm)):
-        in_range(name, value, _TINY, remedy="D = gain contraction/r must be a diffusivity")
+        scalar(name, value, TINY, remedy="D = gain contraction/r must be a diffusivity")
     time = in_range("t", t, 0.0, remedy="depth is not negative")
-    return np.asarray(PRE_NORM_DIFFUSION_TIME.function(time, gain, contraction, initial_norm))
+    law = PRE_NORM_DIFFUSION_TIME.function
+    return evaluated("int D dt", law, time, gain, contraction, initial_norm, remedy=_RESCALE)
 
 
 def ornstein_uhlenbeck_variance(t: ArrayLike, initial: ArrayLike, *, diffusivity: float, pull: float) -> Array:
@@ -80,14 +78,15 @@ def ornstein_uhlenbeck_variance(t: ArrayLike, initial: ArrayLike, *, diffusivity
 
     Exact; its centre is c_0 e^{-theta t}. ValueError unless t >= 0, s_0 >= 0, D >= 0 and theta > 0.
     """
-    in_range("pull", pull, _TINY, remedy="without a pull the variance is s_0 + 2 D t")
+    scalar("pull", pull, TINY, remedy="without a pull the variance is s_0 + 2 D t")
     time = in_range("t", t, 0.0, remedy="the solution runs forward only")
     start = in_range("initial", initial, 0.0, remedy="a variance is not negative")
-    in_range("diffusivity", diffusivity, 0.0, remedy="backward diffusion is ill-posed: meanfield.simulate")
-    return np.asarray(ORNSTEIN_UHLENBECK_VARIANCE.function(time, start, diffusivity, pull))
+    scalar("diffusivity", diffusivity, 0.0, remedy="backward diffusion is ill-posed: meanfield.simulate")
+    law = ORNSTEIN_UHLENBECK_VARIANCE.function
+    return evaluated("the variance", law, time, start, diffusivity, pull, remedy=_RESCALE)
 
 
 def _porous(m: float, mass: float) -> None:
-    if not 1.0 < m < np.inf:
+    if scalar("m", m, remedy="give the power of the porous medium") <= 1.0:
         raise ValueError(f"m={m} is not above 1; m = 1 is the heat equation (gaussian), m < 1 fast diffusion")
-    in_range("mass", mass, _TINY, remedy="a density has mass")
+    scalar("mass", mass, TINY, remedy="a density has mass")

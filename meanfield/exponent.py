@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import t as student_t
 
-from meanfield._checks import Array, finite, in_range
+from meanfield._checks import Array, finite, in_range, scalar
 
 GROWTH = 10.0
 """Least growth r_L/r_0 of the residual norm for a power law to be visible."""
@@ -50,6 +50,8 @@ class PowerLaw:
 
     def sentence(self) -> str:
         """The verdict in words, with the numbers that decide."""
+        if self.reached.size == 0:
+            return "no power law: no values"
         growth, drift = (f"{float(np.median(x)):.3g}" for x in (self.growth, np.abs(self.drift)))
         if np.all(self.reached):
             return f"a power law is reached: r_L/r_0 = {growth}, slope drift {drift} across the window"
@@ -73,8 +75,7 @@ def fit_power_law(values: ArrayLike, growth: ArrayLike, *, last: float = 0.5, le
     """
     y = finite("values", values)
     ratio = in_range("growth", growth, 0.0, remedy="r_L/r_0 is a ratio of norms")
-    for name, value in (("last", last), ("level", level)):
-        in_range(name, value, 1e-6, 1.0 - 1e-6, remedy="give a share strictly between 0 and 1")
+    last, level = share("last", last), share("level", level)
     layers = y.shape[0] if y.ndim else 0
     if layers < 4:
         nan = np.full(y.shape[1:], np.nan)
@@ -100,6 +101,11 @@ def fit_power_law(values: ArrayLike, growth: ArrayLike, *, last: float = 0.5, le
     steady = np.abs(fields[-1]) <= DRIFT * np.maximum(np.abs(fields[0]), LEAST)
     reached = positive & (ratio >= GROWTH) & steady & (np.abs(fields[0]) >= LEAST)
     return PowerLaw(*fields, growth=np.broadcast_to(ratio, shape), reached=np.asarray(reached))
+
+
+def share(name: str, value: float) -> float:
+    """A share or a level strictly between 0 and 1, or ValueError."""
+    return scalar(name, value, 1e-6, 1.0 - 1e-6, remedy="give a share strictly between 0 and 1, such as 0.95")
 
 
 def _last_coefficient(design: Array, values: Array) -> tuple[Array, Array]:

@@ -8,7 +8,8 @@ of N has them. The kernel of a pair of shells is the rms softmax weight given th
     F(l)^2 = N^2 E[A^2 | l] = N^2 int_0^inf t e^{2l - t e^l} phi(t)^{N-1} dt,    phi(t) = E exp(-t e^{|z| x}),
 
 which is e^{l - |z|^2/2} for large N and bounded by N: rows that condense stay bounded. Its Gegenbauer coefficients
-(Funk-Hecke) are the K_k of the mixture, with the multiplicities of the harmonics.
+(Funk-Hecke) are the K_k of the mixture, with the multiplicities of the harmonics. The energy of the bulk is scaled to
+the exact E |A|_F^2; second moments beyond it are those of the columns (`meanfield.hubs`).
 Source: docs/theory/spectra.md. Approximate; errors against dense SVD in experiments/gaussian_spectra.py.
 """
 
@@ -19,18 +20,24 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import CubicSpline
 from scipy.optimize import brentq
 from scipy.signal import fftconvolve
-from scipy.special import gammainc, gammaincinv, gammaln, ndtr, ndtri, roots_jacobi
+from scipy.special import gammainc, gammainccinv, gammaincinv, gammaln, ndtr, ndtri, roots_jacobi
 
 from meanfield._checks import Array, finite, in_range, token_count
 from meanfield.closed_forms import gaussian_qk_ranks
+from meanfield.condensation import heavy_tail
 from meanfield.derivations.gaussian_ratio import RESULT as GEOMETRIC_RATIO
 from meanfield.finite_n import PopulationLaw
+from meanfield.hubs import key_norms, second_moments
 from meanfield.mixtures import MixtureLaw
+from meanfield.qk_norm import SMOOTH_DIM
+from meanfield.row_statistics import gaussian_logits, row_statistics, sphere_logits
 
 SHELLS = 12
 """Shells of equal norm; twice as many move the effective rank by less than 2 per cent."""
 NODES = 160
 """Gauss-Jacobi nodes in the cosine."""
+KEY_NODES = 48
+"""Norms at which column statistics are computed."""
 DEGREES = 80
 """Highest degree considered."""
 UNRESOLVED = 1e-10
@@ -48,10 +55,81 @@ GRID_END = 45.0
 def gaussian_law(tokens: float, covariance_eigenvalues: ArrayLike) -> MixtureLaw:
     """The mixture of shells for N Gaussian queries and keys with the given c_a (D,).
 
+    Its energy is scaled to `exact_energy`; above D = SMOOTH_DIM the heavy tail is that of a sphere of the rms norms.
     Unequal c_a are replaced by `equivalent_isotropic`. ValueError unless N >= 8, c_a >= 0, sum c > 0 and D >= 2.
     """
     n = float(token_count(tokens, least=8.0))
     dim, c = equivalent_isotropic(n, covariance_eigenvalues)
+    return _shells(n, dim, c)
+
+
+def gaussian_ranks(tokens: float, covariance_eigenvalues: ArrayLike) -> dict[str, float]:
+    """Rank measures of softmax attention between N Gaussian queries and keys, frobenius and nuclear norm, and
+    leading_singular_value; dimensionless.
+
+    Effective ranks and nuclear norm are those of `gaussian_law`, where the longest key counts among the outer shell.
+    Stable rank, participation ratio and s_1 are averages over the norm of the longest key (`meanfield.hubs`), the
+    energy is exact (equal c_a). Approximate; errors and where it stops: docs/theory/spectra.md. ValueError as there.
+    """
+    n = float(token_count(tokens, least=8.0))
+    dim, c = equivalent_isotropic(n, covariance_eigenvalues)
+    law = _shells(n, dim, c)
+    energy = law.top**2 + float(np.einsum("k,krs->", law.multiplicity, law.random**2))
+    norms, count = key_norms(dim, n)
+    moments = second_moments(*column_statistics(n, dim, c, norms), count)
+    draws = moments["energy"] * energy / moments["energy"].mean()
+    leading = np.minimum(moments["leading"], draws)
+    quartic = moments["column_quartic"] + law.row_quartic(n)
+    return law.ranks(n) | {
+        "stable_rank": float(np.clip((draws / leading).mean(), 1.0, n)),
+        "participation_ratio": float(np.clip((draws**2 / quartic).mean(), 1.0, n)),
+        "leading_singular_value": float(np.sqrt(leading).mean()),
+    }
+
+
+def sink_leading(tokens: float, covariance_eigenvalues: ArrayLike, query_mean: ArrayLike) -> float:
+    """Root mean square of s_1 at N tokens for queries N(m, diag c) with a mean, an attention sink.
+
+    s_1^2 is the closed one (`gaussian_qk_ranks`) with its factor e^V, V = sum m_a^2/(1 - 2 c_a), replaced by
+    N E sum A^2 of a row of logits N(0, V): exact for c -> 0, where all rows are alike, and at most N. Approximate for
+    c > 0; one draw scatters, as all rows share the keys. ValueError as `gaussian_qk_ranks`, when N < 8, or V > 1e4.
+    """
+    n, c = float(token_count(tokens, least=8.0)), finite("covariance_eigenvalues", covariance_eigenvalues)
+    plain = float(gaussian_qk_ranks(c)["leading_singular_value"])
+    tilt = float((finite("query_mean", query_mean) ** 2 / (1.0 - 2.0 * c)).sum())
+    if tilt < 1e-9:
+        return plain
+    return plain * float(np.sqrt(n * row_statistics(gaussian_logits(tilt), n)["participation"]))
+
+
+def exact_energy(tokens: float, dim: float, c: float) -> float:
+    """E |A|_F^2 for N queries z ~ N(0, c I_D) and keys N(0, I_D): given |z| the logits are N(0, |z|^2), so that it is
+    N E sum A^2 of `row_statistics`, averaged over |z|. Exact (trapezoidal rule in the normal score of |z|^2: 1e-6)."""
+    score = np.arange(-6.0, 6.1, 0.75)
+    weight = np.exp(-0.5 * score**2)
+    squared = np.maximum(2.0 * c * gammainccinv(dim / 2.0, ndtr(-score)), 1e-9)
+    rows = [row_statistics(gaussian_logits(s2), tokens)["participation"] for s2 in squared]
+    return float(tokens * (weight @ np.array(rows)) / weight.sum())
+
+
+def column_statistics(tokens: float, dim: float, c: float, key_norm: Array) -> tuple[Array, Array]:
+    """Sum N E[A | y] and energy N E[A^2 | y] of the columns of keys with these norms, in their shape.
+
+    Directions by Gauss-Jacobi quadrature, query norms by shells; logarithms interpolated between KEY_NODES norms.
+    """
+    share, norm = chi_shells(dim, tokens)
+    cosines, weights = roots_jacobi(NODES, (dim - 3.0) / 2.0, (dim - 3.0) / 2.0)
+    nodes = np.linspace(key_norm.min(), key_norm.max(), KEY_NODES)
+    part, weights = nodes[:, None] * cosines, weights / weights.sum()
+    out = []
+    for power in (1, 2):
+        moment = softmax_weight(np.sqrt(c) * norm, part, tokens, power) ** power
+        column = np.einsum("r,rst,t->s", share, moment, weights) * tokens ** (1 - power)
+        out.append(np.exp(CubicSpline(nodes, np.log(column))(key_norm)))
+    return out[0], out[1]
+
+
+def _shells(n: float, dim: float, c: float) -> MixtureLaw:
     if dim < 2.0:
         raise ValueError(f"D={dim:g}; shells need at least 2 dimensions, use gaussian_qk_ranks or a probe")
     share, norm = chi_shells(dim, n)
@@ -64,16 +142,15 @@ def gaussian_law(tokens: float, covariance_eigenvalues: ArrayLike) -> MixtureLaw
     total = np.einsum("r,rst,t,s->", share, kernel**2, weights / weights.sum(), share)
     enough = np.flatnonzero(np.cumsum(energy) > (1.0 - UNRESOLVED) * total)
     stop = min(int(enough[0]) + 6, DEGREES) if enough.size else DEGREES
-    return MixtureLaw(share, share, kernels[:stop], mult[:stop])
-
-
-def gaussian_ranks(tokens: float, covariance_eigenvalues: ArrayLike) -> dict[str, float]:
-    """Rank measures of softmax attention between N Gaussian queries and keys; see `gaussian_law`.
-
-    Dimensionless. The effective rank is within about 10 per cent of dense SVD for equal c_a, D = 8 to 64, and logit
-    variances up to ln(N)/2 (12 per cent at D = 3, 4 and N = 500); second moments are further off once rows condense.
-    """
-    return gaussian_law(tokens, covariance_eigenvalues).ranks(tokens)
+    tail = heavy_tail(sphere_logits(np.sqrt(c) * dim, dim), n) if dim > SMOOTH_DIM else (0.0, 0.0)
+    law = MixtureLaw(share, share, kernels[:stop], mult[:stop], tail)
+    bulk = float(np.einsum("k,krs->", law.multiplicity, law.random**2))
+    factor = np.sqrt((exact_energy(n, dim, c) - law.top**2) / bulk)
+    leading = law.weighted[0] - law.random[0]
+    weighted = factor * law.random
+    weighted[0] += leading
+    root = np.sqrt(share)
+    return MixtureLaw(share, share, weighted / (root[:, None] * root), law.multiplicity, tail)
 
 
 def geometric_population(covariance_eigenvalues: ArrayLike) -> tuple[Array, Array]:
@@ -147,8 +224,9 @@ def chi_shells(dim: float, tokens: float) -> tuple[Array, Array]:
     return share, np.sqrt(dim * np.diff(below) / share)
 
 
-def softmax_weight(query_norm: Array, key_part: Array, tokens: float) -> Array:
-    """F(l) of the module at l = query_norm[r] * key_part[s, t] for keys N(0, I): (A,), (B, T) -> (A, B, T)."""
+def softmax_weight(query_norm: Array, key_part: Array, tokens: float, power: int = 2) -> Array:
+    """N E[A^p | l]^{1/p}, F(l) of the module for p = 2, at l = query_norm[r] * key_part[s, t] for keys N(0, I):
+    (A,), (B, T) -> (A, B, T); p = 1 or 2."""
     score = np.linspace(-9.0, 9.0, 361)
     density = np.exp(-0.5 * score**2)
     density /= density.sum()
@@ -160,8 +238,8 @@ def softmax_weight(query_norm: Array, key_part: Array, tokens: float) -> Array:
         others = np.exp((tokens - 1.0) * np.log1p(-np.minimum(lost, 1.0 - 1e-15)))
         knots = np.linspace(logits.min() - LOG_STEP, logits.max() + LOG_STEP, 60 + int(np.ptp(logits) / LOG_STEP))
         ratio = knots[:, None] - log_z
-        second = LOG_STEP * np.exp(2.0 * ratio - np.exp(np.minimum(ratio, 50.0))) @ others
-        log_weight = np.log(tokens) + 0.5 * np.log(np.maximum(second, 1e-300))
+        moment = LOG_STEP * np.exp(power * ratio - np.exp(np.minimum(ratio, 50.0))) @ others
+        log_weight = np.log(tokens) + np.log(np.maximum(moment, 1e-300)) / power
         out[r] = np.exp(CubicSpline(knots, log_weight)(logits))
     return out
 

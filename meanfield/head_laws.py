@@ -11,14 +11,22 @@ from scipy.interpolate import PchipInterpolator
 from meanfield._checks import Array
 from meanfield.finite_n import SpectralLaw
 
-RANKS = ("effective_rank", "effective_rank_energy", "stable_rank", "participation_ratio", "frobenius")
+RANK_NAMES = {
+    "effective_rank": "effective rank (Roy-Vetterli)",
+    "effective_rank_energy": "effective rank of the energies",
+    "stable_rank": "stable rank",
+    "participation_ratio": "participation ratio",
+}
+RANKS = (*RANK_NAMES, "frobenius")
 """What a law gives for each head; all but the last are at most N."""
 DIRECT = 4
 """Laws times numbers of tokens up to which the laws themselves are evaluated."""
 LOG_RANGE = (float(np.log(2.0)), float(np.log(1e9)))
 """Range of ln N of the table; beyond it the laws are evaluated."""
 STEP = 0.25
-"""Spacing of its knots."""
+"""Spacing of its knots above DENSE."""
+DENSE = float(np.log(100.0))
+"""Up to here knots are four times as dense: ranks saturate at N, and the growth of s_1 at its bounds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +38,9 @@ class HeadLaws:
     def ranks(self, tokens: Array) -> dict[str, Array]:
         """`RANKS` of every head at N tokens, each (layer, head, *shape of tokens).
 
-        A monotone cubic in ln N through a table that is made once: within 1e-3 of the laws, 2e-2 in the cell where a
-        rank saturates at N. Up to DIRECT evaluations, and above N = 1e9, the laws themselves.
+        A monotone cubic in ln N through a table that is made once: within 1e-3 of the laws above N = 200 on the
+        presets, 1e-2 below. Next to a kink (a rank reaching N, a switch of the sphere law) it is 3e-2; heads with few
+        visible keys have one at larger N. Up to DIRECT evaluations, and above N = 1e9, the laws themselves.
         """
         flat, where = tokens.ravel(), self._where
         if len(self.unique) * flat.size <= DIRECT or np.log(flat.max()) > LOG_RANGE[1]:
@@ -58,7 +67,8 @@ class HeadLaws:
     @cached_property
     def _table(self) -> PchipInterpolator:
         """ln of the ranks (law, rank) as a function of ln N."""
-        knots = np.append(np.arange(*LOG_RANGE, STEP), LOG_RANGE[1])
+        dense, sparse = np.arange(LOG_RANGE[0], DENSE, 0.25 * STEP), np.arange(DENSE, LOG_RANGE[1], STEP)
+        knots = np.concatenate([dense, sparse, LOG_RANGE[1:]])
         values = np.stack([_ranks(law, np.exp(knots)) for law in self.unique])
         return PchipInterpolator(knots, np.log(np.moveaxis(values, -1, 0)), axis=0)
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from scipy.linalg import eigvals, lu_factor, lu_solve
 from scipy.sparse.linalg import LinearOperator, gmres
 
-from meanfield._checks import Array, finite, in_range
+from meanfield._checks import TINY, Array, count, evaluated, finite, in_range, scalar
 from meanfield.derivations.index_flow_amplitude import RESULT as INDEX_FLOW_AMPLITUDE
 from meanfield.derivations.index_flow_power import RESULT as INDEX_FLOW_POWER
 
@@ -23,6 +23,10 @@ Attention = ArrayLike | LinearOperator
 
 ROW_SUM = 1e-6
 """How far a row of attention may be from summing to one (as in `attention_entropy`)."""
+STRONGEST = 1e10
+"""Largest implicit gain: the condition number of I - s(A - I) is of its order."""
+
+_UNIQUE = 1e-6  # far above the rounding of two converged iterations, far below the difference of two distributions
 
 
 def pre_norm_gains(layers: int, initial_norm: float, gain: float = 1.0) -> Array:
@@ -30,11 +34,10 @@ def pre_norm_gains(layers: int, initial_norm: float, gain: float = 1.0) -> Array
 
     ValueError unless layers >= 1, r_0 > 0, alpha > 0.
     """
-    tiny = np.finfo(float).tiny
-    in_range("layers", layers, 1, remedy="give the number of layers")
-    in_range("initial_norm", initial_norm, tiny, remedy="give the norm of a token before the first layer")
-    in_range("gain", gain, tiny, remedy="give the norm a layer adds to a token")
-    return gain / (initial_norm + gain * np.arange(layers))
+    depth = np.arange(count("layers", layers, least=1, remedy="give the number of layers"))
+    norm = scalar("initial_norm", initial_norm, TINY, remedy="give the norm of a token before the first layer")
+    alpha = scalar("gain", gain, TINY, remedy="give the norm a layer adds to a token")
+    return evaluated("alpha/r", lambda r: alpha / (r + alpha * depth), norm, remedy="rescale the norm and the gain")
 
 
 def index_flow(
@@ -44,8 +47,9 @@ def index_flow(
 
     attention: (N, N) row-stochastic, dense or a LinearOperator; tokens: (N, d) or (N,); gains: (L,) s_l. Layer 0 is the
     input. Exact for the frozen A; conserved: pi^T X with pi^T A = pi^T. Maximum principle: no entry leaves the range of
-    its channel at the start; explicit needs s <= 1 (a convex combination), implicit holds at every s >= 0.
-    The normalised residual flow X <- (X + sigma A X)/(1 + sigma) is the explicit flow with s = sigma/(1 + sigma).
+    its channel at the start; explicit needs s <= 1 (a convex combination), implicit holds at every s >= 0, in
+    float64 up to 1e10. The normalised residual flow X <- (X + sigma A X)/(1 + sigma) is the explicit flow with
+    s = sigma/(1 + sigma).
     ValueError for a matrix that is not square, not row-stochastic or not finite, a gain outside its range, or tokens of
     another N.
     """
@@ -56,10 +60,11 @@ def index_flow(
         raise ValueError(f"tokens have shape {np.shape(tokens)}; give ({operator.shape[0]}, channels), one row a token")
     if method not in ("explicit", "implicit"):
         raise ValueError(f"method={method!r} is unknown; choose 'explicit' or 'implicit'")
-    limit = 1.0 if method == "explicit" else np.inf
-    steps = np.atleast_1d(
-        in_range("gains", gains, 0.0, limit, remedy="use method='implicit' above 1; none is negative")
-    )
+    limit = 1.0 if method == "explicit" else STRONGEST
+    remedy = "use method='implicit' above 1 (above 1e10 every token is pi^T X); none is negative"
+    steps = np.atleast_1d(in_range("gains", gains, 0.0, limit, remedy=remedy))
+    if steps.ndim != 1:
+        raise ValueError(f"gains have shape {steps.shape}; give one gain for each layer, (L,)")
     states = [x]
     for s in steps:
         x = x + s * (operator @ x - x) if method == "explicit" else _resolvent(operator, s, x)
@@ -73,18 +78,27 @@ def index_flow(
 def stationary_distribution(attention: Attention, *, iterations: int = 10_000, tolerance: float = 1e-14) -> Array:
     """pi with pi^T A = pi^T, sum 1, (N,): the weights whose mean of the tokens the flow conserves.
 
-    Power iteration with A^T (a LinearOperator needs rmatvec); attention is positive, so pi is unique and the error
-    falls as |second eigenvalue|^k. ValueError when it has not converged, or as in `index_flow`.
+    Power iteration with ((A + I)/2)^T, which also converges for a periodic A, from two starts (a LinearOperator needs
+    rmatvec). Attention is positive, so pi is unique and the error falls as ((1 + lambda_2)/2)^k. ValueError when it has
+    not converged, when the two ends differ (pi is not unique), or as in `index_flow`.
     """
     operator = _stochastic(attention)
-    pi = np.full(operator.shape[0], 1.0 / operator.shape[0])
-    for _ in range(iterations):
-        after = operator.T @ pi
-        after = after / after.sum()
-        if np.abs(after - pi).sum() <= tolerance:
-            return after
-        pi = after
-    raise ValueError(f"not stationary after {iterations} iterations; A is nearly reducible: give more, or split it")
+    most = count("iterations", iterations, least=1, remedy="give the largest number of iterations")
+    close = scalar("tolerance", tolerance, TINY, remedy="give the largest change that counts as none")
+    ramp = np.sqrt(np.arange(1.0, operator.shape[0] + 1.0))
+    pi = np.stack([np.ones_like(ramp), ramp], axis=1)
+    pi /= pi.sum(0)
+    for _ in range(most):
+        after = 0.5 * (operator.T @ pi + pi)
+        after /= after.sum(0)
+        change, pi = np.abs(after - pi).sum(0).max(), after
+        if change <= close:
+            break
+    else:
+        raise ValueError(f"not stationary after {most} iterations; A is nearly reducible: give more, or split it")
+    if np.abs(pi[:, 0] - pi[:, 1]).sum() > _UNIQUE:
+        raise ValueError("pi is not unique: A is reducible, tokens of one part never attend to another; split it")
+    return pi[:, 0]
 
 
 def relaxation_deficits(attention: ArrayLike) -> Array:
@@ -109,7 +123,7 @@ def mode_amplitude(layers: ArrayLike, deficit: ArrayLike, initial_norm: float, g
     rho = _norm_ratio(initial_norm, gain)
     q = in_range("deficit", deficit, 0.0, np.nextafter(rho, 0.0), remedy="q = 1 - eigenvalue must be below r_0/alpha")
     depth = in_range("layers", layers, 0.0, remedy="depth is not negative")
-    return np.asarray(INDEX_FLOW_AMPLITUDE.function(depth, rho, q))
+    return evaluated("the amplitude", INDEX_FLOW_AMPLITUDE.function, depth, rho, q, remedy="rescale norm and gain")
 
 
 def mode_power_law(t: ArrayLike, eigenvalue: ArrayLike, initial_norm: float, gain: float = 1.0) -> Array:
@@ -124,7 +138,8 @@ def mode_power_law(t: ArrayLike, eigenvalue: ArrayLike, initial_norm: float, gai
 
 
 def _norm_ratio(initial_norm: float, gain: float) -> float:
-    return float(1.0 / pre_norm_gains(1, initial_norm, gain)[0])
+    gains = pre_norm_gains(1, initial_norm, gain)
+    return float(evaluated("r_0/alpha", np.reciprocal, gains, remedy="rescale norm and gain")[0])
 
 
 def _stochastic(attention: Attention) -> Array | LinearOperator:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from meanfield._checks import Array, finite, in_range
+from meanfield._checks import Array, count, finite, in_range, scalar
 from meanfield.derivations.linear_response_coherent import RESULT as COHERENT
 from meanfield.derivations.linear_response_random import RESULT as RANDOM
 from meanfield.derivations.random_v import RESULT as FACTOR
@@ -36,8 +36,8 @@ class Block:
     coherence: float = 1.0
 
     def __post_init__(self) -> None:
-        in_range("gain", self.gain, 0.0, remedy="put a sign into the eigenvalues")
-        in_range("coherence", self.coherence, 0.0, 1.0, remedy="V = c I + sqrt(1 - c^2) G")
+        scalar("gain", self.gain, 0.0, remedy="put a sign into the eigenvalues")
+        scalar("coherence", self.coherence, 0.0, 1.0, remedy="V = c I + sqrt(1 - c^2) G")
         values = finite("eigenvalues", self.eigenvalues)
         if values.ndim != 1 or values.size < 2:
             raise ValueError(f"eigenvalues {self.eigenvalues} need the mean and at least one other mode")
@@ -65,17 +65,26 @@ def mode_rollout(blocks: Sequence[Block], start: ArrayLike, layers: int) -> Arra
     """Energies (layers + 1, modes) before the first layer and after each; r^2 is the sum over the modes.
 
     E_k <- E_k (1 + 2 c a lambda_k/r + a^2 lambda_k^2/r^2), block after block. Exact for V = I, the mean for random V.
+    ValueError for a start without energy or of other modes, layers that are no count, or energies that vanish or
+    leave float64 on the way.
     """
+    depth = count("layers", layers, remedy="give the number of layers")
     energies = in_range("start", start, 0.0, remedy="energies are mean squares per token")
     table = _table(blocks)
     if energies.shape != table.shape[1:]:
         raise ValueError(f"start has shape {energies.shape}, the blocks have {table.shape[1]} modes; make them agree")
+    if energies.sum() == 0.0:
+        raise ValueError("start is 0: tokens at the origin have no direction; give the mean some energy")
     found = [energies]
-    for _ in range(layers):
-        for block, eigenvalues in zip(blocks, table, strict=True):
-            step = block.gain / np.sqrt(energies.sum())
-            energies = energies * FACTOR.function(block.coherence, step, eigenvalues)
-        found.append(energies)
+    try:
+        with np.errstate(over="raise", divide="raise", invalid="raise"):
+            for _ in range(depth):
+                for block, eigenvalues in zip(blocks, table, strict=True):
+                    step = block.gain / np.sqrt(energies.sum())
+                    energies = energies * FACTOR.function(block.coherence, step, eigenvalues)
+                found.append(energies)
+    except FloatingPointError:
+        raise ValueError(f"energies vanish or leave float64 in layer {len(found)}; change the gains or start") from None
     return np.stack(found)
 
 

@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from meanfield._checks import Array, finite, in_range
+from meanfield._checks import TINY, Array, evaluated, finite, in_range, positive, scalar
+from meanfield.derivations.kernel_eigenvalue import RESULT as KERNEL_EIGENVALUE
 from meanfield.derivations.local_velocity import RESULT as LOCAL_VELOCITY
 from meanfield.derivations.mean_shift_growth import RESULT as MEAN_SHIFT_GROWTH
 from meanfield.derivations.mean_shift_variance import RESULT as MEAN_SHIFT_VARIANCE
@@ -25,8 +26,7 @@ Normalisation = Literal["none", "softmax", "sinkhorn"]
 _POWERS = {"none": (0.0, 0.0), "softmax": (1.0, 0.0), "sinkhorn": (0.5, 0.5)}
 """Powers of the density by which the weights are divided, at the query and at the key."""
 
-_TINY = np.finfo(float).tiny
-"""The lower end of the positive numbers."""
+_RESCALE = "measure lengths in another unit: only beta s matters"
 
 
 def mean_shift_variance(t: ArrayLike, initial: ArrayLike, beta: ArrayLike) -> Array:
@@ -39,7 +39,8 @@ def mean_shift_variance(t: ArrayLike, initial: ArrayLike, beta: ArrayLike) -> Ar
     ValueError unless t >= 0, s_0 > 0, beta > 0.
     """
     time = in_range("t", t, 0.0, remedy="backward in time, multiply instead: the blob spreads")
-    return np.asarray(MEAN_SHIFT_VARIANCE.function(time, _beta(beta), _variance("initial", initial)))
+    start = _variance("initial", initial)
+    return evaluated("the variance", MEAN_SHIFT_VARIANCE.function, time, _beta(beta), start, remedy=_RESCALE)
 
 
 def modulation_growth(wave_number: ArrayLike, beta: ArrayLike) -> Array:
@@ -49,7 +50,7 @@ def modulation_growth(wave_number: ArrayLike, beta: ArrayLike) -> Array:
     2/e at k = sqrt(2 beta). Linear in the modulation, N = infinity. ValueError unless k >= 0, beta > 0.
     """
     k = in_range("wave_number", wave_number, 0.0, remedy="give its absolute value")
-    return np.asarray(MEAN_SHIFT_GROWTH.function(k, _beta(beta)))
+    return evaluated("the rate", MEAN_SHIFT_GROWTH.function, k, _beta(beta), remedy=_RESCALE)
 
 
 def local_velocity(density: ArrayLike, gradient: ArrayLike, beta: ArrayLike, normalisation: Normalisation) -> Array:
@@ -60,8 +61,10 @@ def local_velocity(density: ArrayLike, gradient: ArrayLike, beta: ArrayLike, nor
     Shapes broadcast; leading order in 1/beta. ValueError unless rho > 0, beta > 0, or the normalisation is unknown.
     """
     left, right = _powers(normalisation)
-    rho = in_range("density", density, _TINY, remedy="the limit holds inside the support")
-    return np.asarray(LOCAL_VELOCITY.function(rho, finite("gradient", gradient), _beta(beta), left, right))
+    rho = positive("density", density, remedy="the limit holds inside the support")
+    slope = finite("gradient", gradient)
+    law = LOCAL_VELOCITY.function
+    return evaluated("the velocity", law, rho, slope, _beta(beta), left, right, remedy="rescale density or beta")
 
 
 def local_diffusivity(density: ArrayLike, beta: float, normalisation: Normalisation, value: float = -1.0) -> Array:
@@ -73,8 +76,8 @@ def local_diffusivity(density: ArrayLike, beta: float, normalisation: Normalisat
     and as in `local_velocity`.
     """
     rho = in_range("density", density, 0.0, remedy="a density is not negative")
-    flux = local_velocity(np.maximum(rho, _TINY), np.maximum(rho, _TINY), beta, normalisation)
-    return forward_diffusivity("D", -float(finite("value", value)) * flux)
+    flux = local_velocity(np.maximum(rho, TINY), np.maximum(rho, TINY), beta, normalisation)
+    return forward_diffusivity("D", -scalar("value", value, remedy="V = value I") * flux)
 
 
 def softmax_coefficient(beta: ArrayLike, variance: ArrayLike) -> Array:
@@ -82,8 +85,8 @@ def softmax_coefficient(beta: ArrayLike, variance: ArrayLike) -> Array:
 
     The eigenvalues of the attention operator are a^n. ValueError unless beta, s > 0.
     """
-    product = _beta(beta) * _variance("variance", variance)
-    return product / (1.0 + product)
+    product = evaluated("beta s", np.multiply, _beta(beta), _variance("variance", variance), remedy=_RESCALE)
+    return np.asarray(KERNEL_EIGENVALUE.function(product))
 
 
 def sinkhorn_coefficient(beta: ArrayLike, variance: ArrayLike) -> Array:
@@ -92,18 +95,19 @@ def sinkhorn_coefficient(beta: ArrayLike, variance: ArrayLike) -> Array:
     Gaussian tokens of variance s; eigenvalues a^n; 1 - a -> 1/(2 beta s), half of softmax. Exact at N = infinity.
     ValueError unless beta, s > 0. Source: kernel limit in Sander et al. 2110.11773; derivation here.
     """
-    return np.asarray(SINKHORN_COEFFICIENT.function(_beta(beta), _variance("variance", variance)))
+    s = _variance("variance", variance)
+    return evaluated("a", SINKHORN_COEFFICIENT.function, _beta(beta), s, remedy=_RESCALE)
 
 
 def _powers(normalisation: str) -> tuple[float, float]:
-    if normalisation not in _POWERS:
+    if not isinstance(normalisation, str) or normalisation not in _POWERS:
         raise ValueError(f"normalisation={normalisation!r} is unknown; choose one of {', '.join(_POWERS)}")
     return _POWERS[normalisation]
 
 
 def _beta(value: ArrayLike) -> Array:
-    return in_range("beta", value, _TINY, remedy="beta is the inverse variance of the kernel")
+    return positive("beta", value, remedy="beta is the inverse variance of the kernel")
 
 
 def _variance(name: str, value: ArrayLike) -> Array:
-    return in_range(name, value, _TINY, remedy="a variance is positive")
+    return positive(name, value, remedy="a variance is positive")

@@ -8,7 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp, softmax
 
-from meanfield._checks import Array, finite
+from meanfield._checks import Array, finite, in_range
+
+LARGEST_POINT = 1e150
+"""Largest coordinate of a point: the squares in the moments stay within float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +20,8 @@ class Measure:
 
     points: (N, d); log_mass: (N,), or None for unit masses. The mass of a token is the number of equal tokens it
     stands for. Stored as read-only float64. Moments are exact, and stable for log masses of any size, because weights
-    are formed after subtracting the largest. ValueError on other shapes, no points, or non-finite entries.
+    are formed after subtracting the largest. ValueError on other shapes, no points, non-finite entries, or coordinates
+    beyond `LARGEST_POINT`.
     """
 
     points: Array
@@ -27,6 +31,7 @@ class Measure:
         points = finite("points", self.points).copy()
         if points.ndim != 2 or points.size == 0:
             raise ValueError(f"points have shape {points.shape}; give (N, d) with at least one point and dimension")
+        in_range("points", np.abs(points), 0.0, LARGEST_POINT, remedy="rescale the tokens: their squares overflow")
         points.flags.writeable = False
         object.__setattr__(self, "points", points)
         if self.log_mass is not None:
@@ -51,7 +56,8 @@ class Measure:
     @property
     def total_mass(self) -> float:
         """The number of tokens that the measure stands for; inf above 1e308."""
-        return float(len(self)) if self.log_mass is None else float(np.exp(np.float64(self.log_total_mass)))
+        with np.errstate(over="ignore"):
+            return float(len(self)) if self.log_mass is None else float(np.exp(self.log_total_mass))
 
     @property
     def weights(self) -> Array:
@@ -122,8 +128,9 @@ class Measure:
         np.add.at(points, index, (share / mass[index])[:, None] * self.points)
         return Measure(points, top + np.log(mass))
 
-    def union(self, other: Measure) -> Measure:
-        """The sum of both measures. ValueError when the dimensions differ."""
+    def union(self, other: Measure | ArrayLike) -> Measure:
+        """The sum of both measures; points alone have unit masses. ValueError when the dimensions differ."""
+        other = as_measure(other)
         if self.dim != other.dim:
             raise ValueError(f"dim={other.dim} of the other measure is not {self.dim}; unite measures on one space")
         points = np.concatenate([self.points, other.points])
@@ -131,6 +138,11 @@ class Measure:
             return Measure(points)
         masses = [np.zeros(len(m)) if m.log_mass is None else m.log_mass for m in (self, other)]
         return Measure(points, np.concatenate(masses))
+
+
+def as_measure(tokens: Measure | ArrayLike) -> Measure:
+    """The measure itself, or points (N, d) with unit masses. ValueError as in `Measure`."""
+    return tokens if isinstance(tokens, Measure) else Measure(tokens)
 
 
 def w2_to_dirac(measure: Measure, point: ArrayLike | None = None) -> float:
@@ -158,9 +170,13 @@ def w2_to_dirac_on_sphere(measure: Measure) -> float:
 
 
 def unit(x: ArrayLike) -> Array:
-    """x/|x| along the last axis. ValueError when a vector is zero or not finite."""
+    """x/|x| along the last axis, for vectors of any finite length. ValueError when a vector is zero or not finite."""
     vectors = finite("vectors", x)
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    if np.any(norms == 0.0):
+    if vectors.ndim == 0 or vectors.shape[-1] == 0:
+        raise ValueError(f"vectors have shape {vectors.shape}; give (..., d) with at least one dimension")
+    largest = np.abs(vectors).max(-1, keepdims=True)
+    if np.any(largest == 0.0):
         raise ValueError("a vector is 0 and has no direction; drop it or move it off the origin")
-    return vectors / norms
+    # a power of two, so that squares neither overflow nor vanish and no digit changes
+    vectors = np.ldexp(vectors, -np.frexp(largest)[1])
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)

@@ -9,8 +9,9 @@ the law is a fixed point for the two sets of leverages and the resolvent T_N(v) 
 
     N p_r (1 - a_r) = sum_k m_k (L_k)_rr,   N q_s (1 - b_s) = the same for the keys,   T_N = sum_r N p_r (1 - a_r).
 
-One class gives back v = w/(1 - P/N)^2 of `meanfield.finite_n`. Singular values that no class mixes are exact in number:
-a class of one token never counts for more than one singular value, which is what bounds heavy tails.
+One class gives back v = w/(1 - P/N)^2 of `meanfield.finite_n`; heavy tails stretch v by m(theta) as there. Singular
+values that no class mixes are exact in number: a class of one token never counts for more than one singular value,
+which bounds what norms add to the tails.
 Source: docs/theory/spectra.md (deterministic equivalent of a sample covariance with a variance profile). Approximate:
 within a class the features count as independent.
 """
@@ -41,17 +42,18 @@ class MixtureLaw:
     """The law for classes of queries and keys; see the module.
 
     query_share (A,) and key_share (B,) sum to 1, kernels (M, A, B), multiplicity (M,) positive, 1 for the first
-    mode, whose kernel holds the leading singular value (kept apart, see `meanfield.finite_n`). ValueError on other
-    shapes, shares or non-finite entries.
+    mode, whose kernel holds the leading singular value (kept apart, see `meanfield.finite_n`); heavy_tail = (c_1, c_2)
+    of ln m(theta), see `meanfield.condensation`. ValueError on other shapes, shares or non-finite entries.
     """
 
     query_share: Array
     key_share: Array
     kernels: Array
     multiplicity: Array
+    heavy_tail: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
-        for name in ("query_share", "key_share", "kernels", "multiplicity"):
+        for name in ("query_share", "key_share", "kernels", "multiplicity", "heavy_tail"):
             object.__setattr__(self, name, finite(name, getattr(self, name)))
         p, q, kernels, mult = self.query_share, self.key_share, self.kernels, self.multiplicity
         if p.ndim != 1 or q.ndim != 1 or kernels.shape != (*mult.shape, p.size, q.size):
@@ -101,6 +103,8 @@ class MixtureLaw:
         bulk = energies.sum()
         energy = bulk + top**2
         log_v, t = self.resolvent(n)
+        c1, c2 = self.heavy_tail
+        log_v = log_v + c1 * t / n + c2 * (t / n) ** 2
         y = np.exp(-0.5 * log_v) * t
         nuclear = (np.trapezoid(y, log_v) + 2.0 * y[0] + 2.0 * y[-1]) / np.pi + top
         ends = 2.0 * y[0] * (log_v[0] - 2.0) + 2.0 * y[-1] * (log_v[-1] + 2.0)
@@ -109,9 +113,7 @@ class MixtureLaw:
         middle = 0.5 * (log_v[1:] + log_v[:-1])
         mean_log = middle @ np.diff(h) - log_v[0] * (1.0 - h[0]) - h[-1] * (log_v[-1] + 1.0)
         energy_log_sum = bulk * mean_log + top**2 * np.log(top**2)
-        gram = self.random @ self.random.transpose(0, 2, 1)
-        quartic = top**4 + self.multiplicity @ (gram**2).sum((1, 2))
-        quartic += ((energies.sum(1) ** 2 / self.query_share).sum() + (energies.sum(0) ** 2 / self.key_share).sum()) / n
+        quartic = top**4 + self.row_quartic(n) + (energies.sum(0) ** 2 / self.key_share).sum() / n
         return {
             "effective_rank": float(min(np.exp(np.log(nuclear) - log_sum / nuclear), n)),
             "effective_rank_energy": float(min(np.exp(np.log(energy) - energy_log_sum / energy), n)),
@@ -121,8 +123,15 @@ class MixtureLaw:
             "nuclear": float(nuclear),
         }
 
+    def row_quartic(self, tokens: float) -> float:
+        """sum s^4 to first order in 1/N without the leading mode and without what the sampling of keys adds."""
+        gram = self.random @ self.random.transpose(0, 2, 1)
+        energies = np.einsum("k,krs->rs", self.multiplicity, self.random**2)
+        rows = (energies.sum(1) ** 2 / self.query_share).sum() + self.heavy_tail[0] * energies.sum() ** 2
+        return float(self.multiplicity @ (gram**2).sum((1, 2)) + rows / tokens)
+
     def resolvent(self, tokens: float) -> tuple[Array, Array]:
-        """Grid of ln v and T_N(v) on it, the leading mode apart, by fixed-point iteration continued in v."""
+        """Grid of ln(v/m) and T_N(v) on it, the leading mode apart, by fixed-point iteration continued in v."""
         n = float(token_count(tokens, least=2.0))
         log_a, log_b = np.zeros(self.query_share.size), np.zeros(self.key_share.size)
         before_a, before_b = log_a, log_b

@@ -24,7 +24,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from meanfield._checks import Array, in_range
+from meanfield._checks import TINY, Array, scalar
 from meanfield.measure import unit
 
 
@@ -43,9 +43,12 @@ class Normalisation(ABC):
         """1/s and the factor of <theta, A> in dr/dt, from r = |x| and strength = |A|, each (N, 1)."""
 
     def velocity(self, x: Array, attended: Array, gain: float, depth: float) -> Array:
-        """dx/dt = alpha ((dr/dt) theta + r (1/s) P_theta A), (N, d), at time `depth`. Exact."""
+        """dx/dt = alpha ((dr/dt) theta + r (1/s) P_theta A), (N, d), at time `depth`. Exact.
+
+        ValueError when a token is zero, or an attention output whose direction the placement uses.
+        """
+        theta = unit(x)
         r = np.linalg.norm(x, axis=1, keepdims=True)
-        theta = x / r
         radial = (theta * attended).sum(1, keepdims=True)
         turn, growth = self.speeds(r, np.linalg.norm(attended, axis=1, keepdims=True), depth)
         return gain * (growth * radial * theta + r * turn * (attended - radial * theta))
@@ -74,7 +77,7 @@ class PreLN(Normalisation):
         return x + gain * attended
 
     def speeds(self, r: Array, strength: Array, depth: float) -> tuple[Array, Array]:
-        return 1.0 / r, np.ones_like(r)
+        return _inverse("token", r), np.ones_like(r)
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class MixLN(Normalisation):
     switch: float = 6.0
 
     def __post_init__(self) -> None:
-        in_range("switch", self.switch, 0.0, remedy="give the number of layers that normalise after adding")
+        scalar("switch", self.switch, 0.0, remedy="give the number of layers that normalise after adding")
 
     def layer(self, x: Array, attended: Array, gain: float, depth: float) -> Array:
         return self._now(depth).layer(x, attended, gain, depth)
@@ -107,7 +110,8 @@ class PeriLN(Normalisation):
         return x + gain * unit(attended)
 
     def speeds(self, r: Array, strength: Array, depth: float) -> tuple[Array, Array]:
-        return 1.0 / (r * strength), 1.0 / strength
+        inverse = _inverse("attention output", strength)
+        return _inverse("token", r) * inverse, inverse
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ class NGPT(Normalisation):
         return unit(theta + gain * (unit(attended) - theta))
 
     def speeds(self, r: Array, strength: Array, depth: float) -> tuple[Array, Array]:
-        return 1.0 / strength, np.zeros_like(r)
+        return _inverse("attention output", strength), np.zeros_like(r)
 
 
 @dataclass(frozen=True)
@@ -131,10 +135,19 @@ class SqrtScaling(Normalisation):
     name = "sqrt"
 
     def layer(self, x: Array, attended: Array, gain: float, depth: float) -> Array:
-        return unit(unit(x) + gain / np.sqrt(depth + 1.0) * attended)
+        return unit(unit(x) + gain * self._factor(depth) * attended)
 
     def speeds(self, r: Array, strength: Array, depth: float) -> tuple[Array, Array]:
-        return np.full_like(r, 1.0 / np.sqrt(depth + 1.0)), np.zeros_like(r)
+        return np.full_like(r, self._factor(depth)), np.zeros_like(r)
+
+    def _factor(self, depth: float) -> float:
+        return 1.0 / np.sqrt(scalar("depth", depth, 0.0, remedy="give the layers passed") + 1.0)
+
+
+def _inverse(name: str, norm: Array) -> Array:
+    if np.any(norm < TINY):
+        raise ValueError(f"|{name}| is 0 and the speed infinite; drop the token or use post-ln")
+    return 1.0 / norm
 
 
 NORMALISATIONS = (PostLN(), PreLN(), MixLN(), PeriLN(), NGPT(), SqrtScaling())

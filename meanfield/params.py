@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from meanfield._checks import Array, in_range
+from meanfield._checks import Array, count
 from meanfield.extrapolation import ProbeLaw, one_probe_law, two_probe_law
-from meanfield.finite_n import sphere_law
 from meanfield.head_laws import HeadLaws
+from meanfield.params_checks import checked_fields
 from meanfield.probe import Probe, mean_arrays, probe_fields
+from meanfield.qk_norm import sphere_law
 from meanfield.recursion import Recursion
 from meanfield.sphere import entropy_deficit
 from meanfield.weights import weight_fields
@@ -60,61 +61,8 @@ class RankParams:
     replicates: tuple[RankParams, ...] = ()
 
     def __post_init__(self) -> None:
-        kappa = in_range("kappa", self.kappa, 1e-6, 1e4, remedy="kappa is the largest logit of a head")
-        if kappa.ndim != 2 or kappa.size == 0:
-            raise ValueError(f"kappa has shape {kappa.shape}; give (layers, heads)")
-        token_dim = in_range("token_dim", self.token_dim, 1.0, remedy="the dimension the token cloud spans")
-        if token_dim.shape != kappa.shape[:1]:
-            raise ValueError(f"token_dim has shape {token_dim.shape} for {kappa.shape[0]} layers; give one per layer")
-        if self.head_dim < 2 or self.tokens_per_frame < 1:
-            raise ValueError(
-                f"head_dim={self.head_dim}, tokens_per_frame={self.tokens_per_frame}: give D >= 2 and P >= 1"
-            )
-        start = in_range("start", self.start, 0.0, remedy="population energies (m, b, w) are mean squares")
-        if start.shape != (3,) or start.sum() == 0.0:
-            raise ValueError(f"start={self.start}: give three energies (m, b, w), not all zero")
-        if self.energies is not None:
-            energies = in_range("energies", self.energies, 0.0, remedy="population energies (m, b, w) are mean squares")
-            if energies.shape != (kappa.shape[0], 3):
-                raise ValueError(f"energies have shape {energies.shape} for {kappa.shape[0]} layers; give (layers, 3)")
-            object.__setattr__(self, "energies", energies)
-        in_range("recursion_residual", self.recursion_residual, 0.0, remedy="it is a root mean square")
-        if len(self.probes) > 2 or any(probe.values.shape[:2] != kappa.shape for probe in self.probes):
-            shapes = [probe.values.shape for probe in self.probes]
-            raise ValueError(f"probes of shapes {shapes} for kappa {kappa.shape}; give at most two, (layers, heads, n)")
-        if len(self.probes) == 2 and self.probes[0].tokens >= self.probes[1].tokens:
-            raise ValueError(f"probes at N={[probe.tokens for probe in self.probes]}; give the smaller first")
-        if (self.entropy is None) != (self.entropy_tokens is None):
-            raise ValueError("entropy and entropy_tokens belong together; give both or neither")
-        if self.small_entropy is not None and (self.entropy is None or len(self.probes) != 2):
-            raise ValueError("small_entropy belongs to the smaller of two probes; give entropy and both probes with it")
-        if self.replicates and (
-            len(self.replicates) < 2
-            or any(r.kappa.shape != kappa.shape or r.replicates for r in self.replicates)
-            or len({r.probe_tokens for r in (self, *self.replicates)}) > 1
-        ):
-            raise ValueError(
-                f"{len(self.replicates)} replicates: give at least 2, of the same layers, heads and probe sizes, "
-                "without replicates of their own"
-            )
-        object.__setattr__(self, "kappa", kappa)
-        object.__setattr__(self, "token_dim", token_dim)
-        object.__setattr__(self, "start", tuple(float(x) for x in start))
-        if self.sphere_dim is not None:
-            dims = in_range("sphere_dim", self.sphere_dim, 2.0, remedy="directions on a sphere need two dimensions")
-            object.__setattr__(self, "sphere_dim", self._per_head("sphere_dim", np.round(dims)))
-        entropies = (("entropy", self.entropy_tokens), ("small_entropy", self.probes and self.probes[0].tokens))
-        for name, tokens in entropies:
-            if getattr(self, name) is not None:
-                limit = float(np.log(tokens)) + 1e-6
-                remedy = "an entropy lies within 0 .. ln N, in nats"
-                value = in_range(name, getattr(self, name), 0.0, limit, remedy=remedy)
-                object.__setattr__(self, name, self._per_head(name, value))
-
-    def _per_head(self, name: str, value: Array) -> Array:
-        if value.shape != self.kappa.shape:
-            raise ValueError(f"{name} has shape {value.shape} for kappa {self.kappa.shape}; give (layers, heads)")
-        return value
+        for name, value in checked_fields(self).items():
+            object.__setattr__(self, name, value)
 
     @property
     def layers(self) -> int:
@@ -146,6 +94,14 @@ class RankParams:
     def method(self) -> str:
         """Which law gives the attention ranks."""
         return ("finite-N sphere law", "finite-N law from one probe", "finite-N law from two probes")[len(self.probes)]
+
+    @property
+    def uncalibrated(self) -> float:
+        """Share of heads whose two probes no tail connects (`two_probe_law`), over replicates; 0 without two probes."""
+        if len(self.probes) < 2:
+            return 0.0
+        members = self.replicates or (self,)
+        return float(np.mean([not law.calibrated for member in members for row in member.laws.laws for law in row]))
 
     @cached_property
     def laws(self) -> HeadLaws:
@@ -180,8 +136,7 @@ class RankParams:
 
         ValueError otherwise, or when layers < 1.
         """
-        if int(layers) != layers or layers < 1:
-            raise ValueError(f"L={layers} is not a positive integer; give the number of global-attention layers")
+        layers = count("L", layers, least=1, remedy="give the number of global-attention layers")
         if layers == self.layers:
             return self
         if layers > self.layers and not self.constant:
@@ -213,21 +168,29 @@ class RankParams:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RankParams:
-        """The inverse of `to_dict`. ValueError when a key is missing or unknown."""
+        """The inverse of `to_dict`. ValueError when a key is missing or unknown, or a value not of its type."""
         names = set(cls.__dataclass_fields__)
+        if not isinstance(data, Mapping):
+            raise ValueError(f"RankParams JSON holds a {type(data).__name__}; give what to_dict returns")
         if set(data) != names:
             raise ValueError(
                 f"RankParams JSON: missing {sorted(names - set(data))}, unknown {sorted(set(data) - names)}"
             )
-        probes = tuple(Probe(probe["tokens"], np.asarray(probe["values"])) for probe in data["probes"])
-        replicates = tuple(cls.from_dict(replicate) for replicate in data["replicates"])
-        changed = {"recursion": Recursion(**data["recursion"]), "probes": probes, "replicates": replicates}
-        return cls(**{**data, **changed})
+        try:
+            probes = tuple(Probe(probe["tokens"], probe["values"]) for probe in data["probes"])
+            replicates = tuple(cls.from_dict(replicate) for replicate in data["replicates"])
+            changed = {"recursion": Recursion(**data["recursion"]), "probes": probes, "replicates": replicates}
+            return cls(**{**data, **changed})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"RankParams JSON: {error}; give what to_dict returns") from None
 
     @classmethod
     def from_json(cls, text: str) -> RankParams:
-        """The inverse of `to_json`."""
-        return cls.from_dict(json.loads(text))
+        """The inverse of `to_json`. ValueError when it is not JSON, and as `from_dict`."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not JSON: {error}; give the text that to_json returns") from None
 
     @classmethod
     def from_probe(cls, arrays: Mapping[str, Any], *, name: str = "probe", digits: int = 6) -> RankParams:
@@ -298,8 +261,9 @@ def preset(name: str) -> RankParams:
     raise ValueError(f"params={name!r} is not a preset; use 'vggt-init', 'testbed' or a RankParams")
 
 
-def load_params(path: Path) -> RankParams:
+def load_params(path: Path | str) -> RankParams:
     """RankParams from a JSON file. ValueError when it does not exist, naming how to make it."""
+    path = Path(path)
     if not path.is_file():
         raise ValueError(
             f"{path} does not exist; make it from a probe of the trained model: "

@@ -16,20 +16,16 @@ from functools import partial
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, DTypeLike
+from scipy.special import logsumexp
 
-from meanfield._checks import Array, finite, in_range
-from meanfield.attention import attend_symmetric, effective_keys, row_entropies
-from meanfield.measure import Measure, unit, w2_to_dirac_on_sphere
+from meanfield._checks import Array, count, scalar
+from meanfield.attention import attend_symmetric, log_effective_keys, row_entropies
+from meanfield.measure import Measure, as_measure, unit, w2_to_dirac_on_sphere
 from meanfield.normalisation import Normalisation, normalisation
 from meanfield.ranks import spectrum_ranks
 from meanfield.steppers import Stepper
 
-RANKS = {
-    "effective_rank": "effective rank",
-    "effective_rank_energy": "effective rank of the energies",
-    "stable_rank": "stable rank",
-    "participation_ratio": "participation ratio",
-}
+RANKS = {name: name.replace("_", " ") for name in spectrum_ranks([1.0])}
 UNITS = {
     "mean_energy": ("squared norm of the mean token, M", "|x|^2"),
     "between_energy": ("variance between frames per token, D_b", "|x|^2"),
@@ -66,14 +62,15 @@ class Dynamics:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "normalisation", normalisation(self.normalisation))
-        finite("beta", self.beta)
-        in_range("gain", self.gain, 0.0, remedy="a residual gain is not negative")
-        in_range("coherence", self.coherence, 0.0, 1.0, remedy="c = 1 is V = I, c = 0 a random V per block")
-        in_range("noise", self.noise, 0.0, remedy="an energy is not negative")
-        if self.frames is not None and (self.frames != int(self.frames) or self.frames < 1):
-            raise ValueError(f"frames={self.frames}; give a whole number of at least 1, or None for global blocks only")
+        scalar("beta", self.beta, remedy="give the inverse temperature of unit tokens")
+        scalar("gain", self.gain, 0.0, remedy="a residual gain is not negative")
+        scalar("coherence", self.coherence, 0.0, 1.0, remedy="c = 1 is V = I, c = 0 a random V per block")
+        scalar("noise", self.noise, 0.0, remedy="an energy is not negative")
+        if self.frames is not None:
+            frames = count("frames", self.frames, least=1, remedy="give a whole number, or None for global blocks only")
+            object.__setattr__(self, "frames", frames)
         if self.frame_gain is not None:
-            in_range("frame_gain", self.frame_gain, 0.0, remedy="a residual gain is not negative")
+            scalar("frame_gain", self.frame_gain, 0.0, remedy="a residual gain is not negative")
             if self.frames is None:
                 raise ValueError(f"frame_gain={self.frame_gain:g} without frames; give the number of frames")
 
@@ -115,18 +112,21 @@ def simulate(
     tokens stay float64. The observables are those of `UNITS`; D_b = 0 without frames. ValueError when tokens do not
     divide into frames, randomness comes without rng or with a flow, or record leaves [0, layers].
     """
-    measure = tokens if isinstance(tokens, Measure) else Measure(tokens)
-    if layers != int(layers) or layers < 1:
-        raise ValueError(f"layers={layers}; give a whole number of at least 1")
+    measure = as_measure(tokens)
+    layers = count("layers", layers, least=1, remedy="give a whole number of at least 1")
     if dynamics.frames and len(measure) % dynamics.frames:
         raise ValueError(f"N={len(measure)} tokens are not frames={dynamics.frames} equal frames; give a multiple")
     if dynamics.random and flow is not None:
         raise ValueError("coherence < 1 and noise are defined per layer; leave flow out or set coherence=1, noise=0")
     if dynamics.random and rng is None:
         raise ValueError(f"coherence={dynamics.coherence:g}, noise={dynamics.noise:g} need rng; give a Generator")
-    wanted = set(range(layers + 1)) if record is None else {0, layers, *record}
-    if min(wanted) < 0 or max(wanted) > layers:
-        raise ValueError(f"record contains {min(wanted)} to {max(wanted)}; give layers within 0 and {layers}")
+    wanted = (
+        set(range(layers + 1))
+        if record is None
+        else {0, layers, *(count("record", layer, remedy="give layers") for layer in record)}
+    )
+    if max(wanted) > layers:
+        raise ValueError(f"record contains {max(wanted)}; give layers within 0 and {layers}")
     attend = partial(attend_symmetric, scale=dynamics.beta, block=block, workers=workers, dtype=dtype)
     blocks = _blocks(dynamics, measure, attend)
     observed = {0: observe(measure, frames=dynamics.frames, beta=dynamics.beta if attention else None)}
@@ -153,13 +153,14 @@ def simulate(
     return Solution(replace(measure, points=x), data)
 
 
-def observe(measure: Measure, *, frames: int | None = None, beta: float | None = None) -> dict[str, float]:
+def observe(tokens: Measure | ArrayLike, *, frames: int | None = None, beta: float | None = None) -> dict[str, float]:
     """The observables of `UNITS` of one measure; entropy and |A|_F^2 only where `beta` is given.
 
     Exact in O(N d^2) (O(N^2) with beta). Ranks come from the eigenvalues of the smaller Gram matrix of the directions,
     which resolve singular values above 1e-8 of the largest; the centred ranks are those of the centred matrix. Equal
-    tokens have no centred rank: NaN.
+    tokens have no centred rank: NaN. ValueError as in `simulate`, and with beta for masses below 1.
     """
+    measure = as_measure(tokens)
     between, within = _variances(measure, frames or 1)
     directions = measure.directions()
     values = {
@@ -176,8 +177,8 @@ def observe(measure: Measure, *, frames: int | None = None, beta: float | None =
     if beta is not None:
         theta, log_mass, weights = directions.points, measure.log_mass, measure.weights
         values["entropy"] = weights @ row_entropies(theta, theta, log_mass=log_mass, scale=beta)
-        keys = effective_keys(theta, theta, log_mass=log_mass, scale=beta)
-        values["frobenius_squared"] = measure.total_mass * (weights @ (1.0 / keys))
+        log_keys = log_effective_keys(theta, theta, log_mass=log_mass, scale=beta)
+        values["frobenius_squared"] = np.exp(logsumexp((0.0 if log_mass is None else log_mass) - log_keys))
     return {name: float(value) for name, value in values.items()}
 
 
@@ -218,7 +219,13 @@ def _velocity(dynamics: Dynamics, blocks: list, time: float, x: Array) -> Array:
 
 
 def haar(rng: np.random.Generator, dim: int) -> Array:
-    """A random orthogonal matrix (d, d), uniform (Haar): QR of a Gaussian matrix with positive diagonal of R."""
+    """A random orthogonal matrix (d, d), uniform (Haar): QR of a Gaussian matrix with positive diagonal of R.
+
+    ValueError unless rng is a Generator and dim a whole number of at least 1.
+    """
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(f"rng={rng!r} is not a Generator; give np.random.default_rng(seed)")
+    dim = count("dim", dim, least=1, remedy="give the number of dimensions")
     q, r = np.linalg.qr(rng.standard_normal((dim, dim)))
     return q * np.sign(np.diag(r))
 

@@ -13,10 +13,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from meanfield._checks import Array, in_range, token_count
+from meanfield._checks import Array, count, token_count
 from meanfield.closed_forms import effective_count, equiangular_token_ranks
-from meanfield.exponent import PowerLaw, fit_power_law
-from meanfield.finite_n import condensed
+from meanfield.condensation import condensed
+from meanfield.exponent import PowerLaw, fit_power_law, share
+from meanfield.head_laws import RANK_NAMES
 from meanfield.params import RankParams, preset
 from meanfield.provenance import provenance
 from meanfield.recursion import rollout, sample_energies, spread
@@ -30,12 +31,6 @@ from meanfield.uncertainty import (
 )
 
 ONE = "1"
-RANK_NAMES = {
-    "effective_rank": "effective rank (Roy-Vetterli)",
-    "effective_rank_energy": "effective rank of the energies",
-    "stable_rank": "stable rank",
-    "participation_ratio": "participation ratio",
-}
 INTERVALS = {
     "replicates": "prediction interval for a new scene, from {count} probed scenes; model error: {model}",
     "one probe": "the probed scene itself: model error of {model}, no scatter between scenes",
@@ -72,16 +67,15 @@ def predict_rank(L: int, N: ArrayLike, *, params: RankParams | str = "vggt-init"
     not). Below 4 layers these are NaN and False.
     X_low, X_high is the `level` prediction interval for a new scene when params has replicates, the interval of the
     probed scene with one probe of two sizes, NaN else; attrs `interval` says which. X_se is its standard error.
-    Attrs: method, params, interval, level, decaying_quantity, power_law (a sentence), and where it comes from.
+    Attrs: method, params, interval, level, decaying_quantity, power_law (a sentence), uncalibrated (share of heads
+    whose two probes no tail within `extrapolation.SLOPE_RANGE` connects), and where it comes from.
     N counts S = N/P frames of P tokens (params.tokens_per_frame); below P it is a part of one frame.
     L below the layers of params takes the first L; above, only when all its layers are alike.
     ValueError when N < 2 or not finite, L cannot be served, or level is outside (0, 1).
     """
-    chosen = _resolve(params).first(L)
-    n = token_count(N, least=2.0)
+    level, chosen, n = share("level", level), _resolve(params).first(L), _tokens_asked(N)
     if n.ndim > 1 or n.size == 0:
         raise ValueError(f"N has shape {n.shape}; give a number or a vector of numbers of tokens")
-    in_range("level", level, 1e-6, 1.0 - 1e-6, remedy="give a probability such as 0.95")
     dims = ("layer", "tokens")[: 1 + n.ndim]
     variables, intervals, kind = _with_intervals(chosen, n, level)
     data = {
@@ -89,21 +83,22 @@ def predict_rank(L: int, N: ArrayLike, *, params: RankParams | str = "vggt-init"
         for name, variable in variables.items()
         for suffix, values, text in _parts(intervals[name], variable, level)
     }
-    g, depth = intervals["spread"].value, (np.arange(L) + 1.0).reshape((-1,) + (1,) * n.ndim)
+    g, depth = intervals["spread"].value, (np.arange(chosen.layers) + 1.0).reshape((-1,) + (1,) * n.ndim)
     text = "O(1/L) law through the spread of the last layer"
-    data["spread_reference"] = (dims, g[-1] * L / depth, {"long_name": text, "units": ONE})
+    data["spread_reference"] = (dims, g[-1] * chosen.layers / depth, {"long_name": text, "units": ONE})
     law = fit_power_law(g, intervals["norm_growth"].value[-1], level=level)
     data |= {name: (dims[1:], values, {"long_name": text, "units": ONE}) for name, values, text in _exponent(law)}
-    coords = {"layer": ("layer", np.arange(L), {"long_name": "global-attention layer", "units": ONE})}
+    coords = {"layer": ("layer", np.arange(chosen.layers), {"long_name": "global-attention layer", "units": ONE})}
     if n.ndim:
         coords["tokens"] = ("tokens", n, {"long_name": "number of tokens N", "units": ONE})
     dataset = xr.Dataset(data, coords)
     dataset.attrs = _attrs(chosen) | {
         "interval": kind,
-        "level": float(level),
+        "level": level,
         "decaying_quantity": DECAYING,
         "power_law": law.sentence(),
         "depth_exponent_reference": 1.0,
+        "uncalibrated": chosen.uncalibrated,
     }
     if not n.ndim:
         dataset.attrs["tokens"] = float(n)
@@ -120,8 +115,8 @@ def predict_spectrum(params: RankParams | str, N: float, *, k: int = 16) -> xr.D
     (sphere) or carried from the probe; the ranks are those of the whole spectrum.
     ValueError when N < 2 or k is not within what N (and the probe) gives.
     """
-    chosen = _resolve(params)
-    n = token_count(N, least=2.0)
+    chosen, n = _resolve(params), _tokens_asked(N)
+    k = count("k", k, least=1, remedy="give the number of singular values")
     if n.ndim:
         raise ValueError(f"N has shape {n.shape}; predict_spectrum takes one number of tokens")
     members = chosen.replicates or (chosen,)
@@ -237,9 +232,9 @@ def _attention(params: RankParams, n: Array) -> dict[str, _Variable]:
     }
     entropy, text = _entropy(params, n).mean(1), "mean entropy of an attention row, mean over heads"
     out["entropy"] = _Variable(entropy, text, "nat", log=False, least=0.0, most=np.log(n))
-    share = condensed(params.logit_variance.reshape(params.kappa.shape + (1,) * n.ndim), n).mean(1)
+    flagged = condensed(params.logit_variance.reshape(params.kappa.shape + (1,) * n.ndim), n).mean(1)
     text = "share of heads with logit variance above ln(N)/2"
-    out["condensed"] = _Variable(share, text, log=False, least=0.0, most=1.0)
+    out["condensed"] = _Variable(flagged, text, log=False, least=0.0, most=1.0)
     return out
 
 
@@ -286,8 +281,17 @@ def _spectrum(params: RankParams, n: Array, k: int) -> dict[str, Array]:
 
 
 def _resolve(params: RankParams | str) -> RankParams:
+    if not isinstance(params, RankParams | str):
+        raise ValueError(f"params is a {type(params).__name__}; give a RankParams or the name of a preset")
     return preset(params) if isinstance(params, str) else params
 
 
-def _attrs(params: RankParams) -> dict[str, str | int]:
+def _tokens_asked(tokens: ArrayLike) -> Array:
+    try:
+        return token_count(tokens, least=2.0)
+    except (TypeError, OverflowError):
+        raise ValueError(f"N={str(tokens)[:40]} is not a number of tokens; give finite numbers") from None
+
+
+def _attrs(params: RankParams) -> dict[str, str | int | float]:
     return {"method": params.method, "params": params.name, **provenance()}

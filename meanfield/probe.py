@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from meanfield._checks import Array, finite, in_range
+from meanfield._checks import Array, count, finite, in_range
 from meanfield.closed_forms import equiangular_token_ranks
+from meanfield.extrapolation import SIZE_RANGE
 from meanfield.recursion import Recursion, fit_recursion, population_energies, spread
 from meanfield.sphere import kappa_from_deficit
 
@@ -28,13 +29,16 @@ class Probe:
     values: Array
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", count("probe tokens", self.tokens, least=2, remedy="N of the probe"))
         values = in_range("probe values", self.values, 0.0, remedy="singular values are not negative")
         if values.ndim != 3 or not 8 <= values.shape[-1] <= self.tokens:
             raise ValueError(
                 f"probe values have shape {values.shape} at N={self.tokens} tokens; "
                 "give (layers, heads, n) with 8 <= n <= N"
             )
-        object.__setattr__(self, "values", np.sort(values, axis=-1)[..., ::-1])
+        values = np.sort(values, axis=-1)[..., ::-1]
+        in_range("the two largest values of a head", values[..., :2], *SIZE_RANGE, remedy="rank one has no tail")
+        object.__setattr__(self, "values", values)
 
 
 def probe_fields(
@@ -48,7 +52,10 @@ def probe_fields(
         missing.append("small_frames, which small_entropy needs")
     if missing:
         raise ValueError(f"from_probe misses {missing}; see RankParams.from_probe for the arrays")
-    frames, per_frame, dim = (int(arrays[key]) for key in ("frames", "tokens_per_frame", "head_dim"))
+    frames, per_frame, dim = (
+        count(key, arrays[key], least=1, remedy="see RankParams.from_probe")
+        for key in ("frames", "tokens_per_frame", "head_dim")
+    )
     tokens = frames * per_frame
     probes = [Probe(int(arrays.get("spectrum_tokens", tokens)), _rounded(arrays["singular_values"], digits))]
     if "small_frames" in arrays:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq, least_squares
 
-from meanfield._checks import Array, finite, in_range
+from meanfield._checks import TINY, Array, count, evaluated, in_range, positive, scalar
 from meanfield.closed_forms import contraction
 from meanfield.derivations.alternating_exponent import RESULT as ALTERNATING
 from meanfield.derivations.linear_response_random import RESULT as RANDOM_EXPONENT
@@ -60,7 +60,7 @@ class Recursion:
                 (-np.inf if field.name == "gain_growth" else 0.0),
                 (1.0 if field.name == "coherence" else np.inf),
             )
-            in_range(field.name, getattr(self, field.name), low, high, remedy="see meanfield.recursion for its meaning")
+            scalar(field.name, getattr(self, field.name), low, high, remedy="see meanfield.recursion for its meaning")
 
 
 def rollout(
@@ -69,25 +69,33 @@ def rollout(
     """Energies (M, D_b, D_w) before the first layer and after each: (layers + 1, ..., 3).
 
     start: population energies (m, b, w), (3,) or (..., 3); frames S and tokens_per_frame P >= 1 broadcast to (...).
+    ValueError for a start without energy, layers that are no count, and energies that leave float64.
     """
-    s = in_range("frames", frames, 1.0, remedy="give at least one frame")
-    p = in_range("tokens_per_frame", tokens_per_frame, 1.0, remedy="give at least one token per frame")
-    state = sample_energies(start, s, p)
+    depth = count("layers", layers, remedy="give the number of layers")
+    s, p = _frames_and_tokens(frames, tokens_per_frame)
+    state = _not_zero("start", sample_energies(start, s, p))
     noise = sample_energies([recursion.noise_mean, recursion.noise_frame, recursion.noise_token], s, p)
     states = [state]
-    for layer in range(layers):
-        growth = np.exp(recursion.gain_growth * layer)
-        state = _block(recursion, state, growth * recursion.gain_frame, p, within_frame=True)
-        state = _block(recursion, state, growth * recursion.gain_global, s * p, within_frame=False)
-        state = state + noise
-        states.append(state)
+    try:
+        with np.errstate(over="raise", divide="raise", invalid="raise"):
+            for layer in range(depth):
+                growth = np.exp(recursion.gain_growth * layer)
+                state = _block(recursion, state, growth * recursion.gain_frame, p, within_frame=True)
+                state = _block(recursion, state, growth * recursion.gain_global, s * p, within_frame=False)
+                state = state + noise
+                states.append(state)
+    except FloatingPointError:
+        raise ValueError(f"energies leave float64 in layer {len(states)} of {recursion}; lower gain_growth") from None
     return np.stack(states)
 
 
 def sample_energies(population: ArrayLike, frames: ArrayLike, tokens_per_frame: ArrayLike) -> Array:
-    """Expected (M, D_b, D_w) of S exchangeable frames of P exchangeable tokens from population energies; (..., 3)."""
+    """Expected (M, D_b, D_w) of S exchangeable frames of P exchangeable tokens from population energies; (..., 3).
+
+    Exact. ValueError unless S, P >= 1 and the energies are not negative.
+    """
     m, b, w = np.moveaxis(_energies("population energies", population), -1, 0)
-    s, p = np.asarray(frames, dtype=np.float64), np.asarray(tokens_per_frame, dtype=np.float64)
+    s, p = _frames_and_tokens(frames, tokens_per_frame)
     frame_mean = b + w / p
     return np.stack(np.broadcast_arrays(m + frame_mean / s, frame_mean * (1.0 - 1.0 / s), w * (1.0 - 1.0 / p)), -1)
 
@@ -103,8 +111,11 @@ def population_energies(observed: ArrayLike, frames: ArrayLike, tokens_per_frame
 
 
 def spread(energies: ArrayLike, tokens: ArrayLike) -> Array:
-    """g = 1 - mean pairwise cosine = N/(N - 1) (D_b + D_w)/r^2, in [0, N/(N - 1)]; exact for tokens of equal norm."""
-    mean, between, within = np.moveaxis(_energies("energies", energies), -1, 0)
+    """g = 1 - mean pairwise cosine = N/(N - 1) (D_b + D_w)/r^2, in [0, N/(N - 1)]; exact for tokens of equal norm.
+
+    ValueError for N < 2 and for tokens without energy.
+    """
+    mean, between, within = np.moveaxis(_not_zero("energies", _energies("energies", energies)), -1, 0)
     n = in_range("N", tokens, 2.0, remedy="a pairwise cosine needs two tokens")
     return n / (n - 1.0) * (between + within) / (mean + between + within)
 
@@ -121,6 +132,7 @@ def fit_recursion(
     target = _energies("observed energies", observed)
     if target.ndim != 2 or target.shape[0] < 5:
         raise ValueError(f"observed energies have shape {target.shape}; give (layers + 1, 3) with at least 4 layers")
+    _not_zero("observed energies", target)
     start = population_energies(target[0], frames, tokens_per_frame)
     floor = FLOOR * target.sum(-1).max()
     log_target = np.log(np.maximum(target, floor))
@@ -150,29 +162,6 @@ def fit_recursion(
     return Recursion(**plain), float(np.sqrt(np.mean(residual(best.x) ** 2)))
 
 
-def depth_exponent(values: ArrayLike, *, last: float = 0.5) -> tuple[Array, Array]:
-    """Exponent e and its standard error of a decay values ~ depth^-e, over the last share of the layers.
-
-    values: (layers, ...) after layers 1, 2, ...; ordinary least squares of ln values on ln depth, both outputs (...).
-    The O(1/L) reference is e = 1. The standard error measures curvature as well as noise. NaN where a value is not
-    positive. ValueError when fewer than 3 layers remain.
-    """
-    y = finite("values", values)
-    layers = y.shape[0] if y.ndim else 0
-    first = min(int(np.floor(layers * (1.0 - last))), layers - 3)
-    if layers < 3:
-        raise ValueError(f"{layers} layers do not determine a depth exponent; give at least 3")
-    x = np.log(np.arange(first, layers) + 1.0)
-    x = x - x.mean()
-    positive = np.all(y[first:] > 0.0, axis=0)
-    log_y = np.log(np.where(positive, y[first:], 1.0))
-    log_y = log_y - log_y.mean(0)
-    slope = np.tensordot(x, log_y, axes=1) / (x @ x)
-    rest = log_y - np.multiply.outer(x, slope)
-    error = np.sqrt((rest**2).sum(0) / (x.size - 2) / (x @ x))
-    return np.where(positive, -slope, np.nan), np.where(positive, error, np.nan)
-
-
 def asymptotic_exponents(recursion: Recursion) -> tuple[float, float]:
     """Exponents (between frames, within frames) of D_b/r^2 and D_w/r^2 ~ L^-exponent as L -> infinity, without noise.
 
@@ -183,11 +172,12 @@ def asymptotic_exponents(recursion: Recursion) -> tuple[float, float]:
     noise = recursion.noise_mean + recursion.noise_frame + recursion.noise_token
     frame, total = recursion.gain_frame, recursion.gain_frame + recursion.gain_global
     if noise > 0.0 or recursion.gain_growth != 0.0 or total == 0.0:
-        raise ValueError(f"{recursion} has noise, growing gains or no gain; fit depth_exponent to its rollout")
+        raise ValueError(f"{recursion} has noise, growing gains or no gain; fit_power_law of its rollout")
     if recursion.coherence > 0.0:
         return float(ALTERNATING.function(recursion.gain_global, frame)), 2.0
-    every = frame**2 + recursion.gain_global**2
-    return float(RANDOM_EXPONENT.function(frame**2, every)), float(RANDOM_EXPONENT.function(0.0, every))
+    share = frame / total
+    every = share**2 + (1.0 - share) ** 2
+    return float(RANDOM_EXPONENT.function(share**2, every)), float(RANDOM_EXPONENT.function(0.0, every))
 
 
 def noisy_spread(depth: ArrayLike, constant: ArrayLike, noise: ArrayLike, gain: ArrayLike) -> Array:
@@ -196,11 +186,11 @@ def noisy_spread(depth: ArrayLike, constant: ArrayLike, noise: ArrayLike, gain: 
     constant: C = r_0^2 g_0 K of `meanfield.equiangular.collapse_constant`. Approximate: L >> r_0/alpha and g << 1.
     ValueError on negative values or zero depth or gain.
     """
-    l = in_range("depth", depth, 1.0, remedy="the law starts after the first layer")
+    layer = in_range("depth", depth, 1.0, remedy="the law starts after the first layer")
     c = in_range("constant", constant, 0.0, remedy="C = r_0^2 g_0 K is not negative")
     s2 = in_range("noise", noise, 0.0, remedy="an energy is not negative")
-    alpha = in_range("gain", gain, np.finfo(float).tiny, remedy="a gain of zero changes nothing")
-    return np.asarray(NOISE_FLOOR.function(c, s2, alpha, l))
+    alpha = positive("gain", gain, remedy="a gain of zero changes nothing")
+    return evaluated("g", NOISE_FLOOR.function, c, s2, alpha, layer, remedy="rescale the energies and the gain")
 
 
 def noise_crossover(constant: ArrayLike, noise: ArrayLike) -> Array:
@@ -209,8 +199,8 @@ def noise_crossover(constant: ArrayLike, noise: ArrayLike) -> Array:
     ValueError on a negative constant or a noise that is not positive.
     """
     c = in_range("constant", constant, 0.0, remedy="C = r_0^2 g_0 K is not negative")
-    s2 = in_range("noise", noise, np.finfo(float).tiny, remedy="without noise there is no crossover")
-    return np.asarray(CROSSOVER.function(c, s2))
+    s2 = positive("noise", noise, remedy="without noise there is no crossover")
+    return evaluated("the crossover", CROSSOVER.function, c, s2, remedy="noise this weak never matters")
 
 
 def random_value_norm(depth: float, start: float, spread_energy: float, gain: float) -> float:
@@ -221,14 +211,21 @@ def random_value_norm(depth: float, start: float, spread_energy: float, gain: fl
     below 1 (arXiv:2206.03126). Exact for small alpha and in the mean over V. ValueError unless 0 <= D < y_0, L >= 0,
     alpha > 0.
     """
-    l = float(in_range("depth", depth, 0.0, remedy="give a number of layers"))
-    y_0 = float(in_range("start", start, np.finfo(float).tiny, remedy="a token has a positive norm"))
-    d = float(in_range("spread_energy", spread_energy, 0.0, remedy="an energy is not negative"))
-    alpha = float(in_range("gain", gain, np.finfo(float).tiny, remedy="a gain of zero changes nothing"))
+    layer = scalar("depth", depth, 0.0, remedy="give a number of layers")
+    y_0 = scalar("start", start, TINY, remedy="a token has a positive norm")
+    d = scalar("spread_energy", spread_energy, 0.0, remedy="an energy is not negative")
+    alpha = scalar("gain", gain, TINY, 1e100, remedy="a gain of zero changes nothing, a huge one leaves float64")
     if d >= y_0:
         raise ValueError(f"spread_energy={d:g} leaves no mean in start={y_0:g}; without a mean nothing grows")
-    # (r^2)' = alpha^2 (1 - D/r^2) <= alpha^2 bounds the root.
-    return float(brentq(lambda y: RANDOM_DEPTH.function(y, y_0, d, alpha) - l, y_0, y_0 + alpha**2 * l, rtol=1e-14))
+
+    def excess(y):
+        return RANDOM_DEPTH.function(y, y_0, d, alpha) - layer
+
+    # (r^2)' = alpha^2 (1 - D/r^2) <= alpha^2 bounds the root, which may be the bound within rounding.
+    end = scalar("start + gain^2 depth", y_0 + alpha**2 * layer, y_0, remedy="rescale the energies")
+    if end == y_0 or excess(end) <= 0.0:
+        return end
+    return float(brentq(excess, y_0, end, rtol=1e-14))
 
 
 def _block(recursion: Recursion, state: Array, gain: Array, keys: Array, *, within_frame: bool) -> Array:
@@ -244,6 +241,19 @@ def _block(recursion: Recursion, state: Array, gain: Array, keys: Array, *, with
     small = FACTOR.function(recursion.coherence, gain / r, delta)
     large = FACTOR.function(recursion.coherence, gain / r, 1.0)
     return np.stack([mean * large, between * (large if within_frame else small), within * small], -1)
+
+
+def _frames_and_tokens(frames: ArrayLike, tokens_per_frame: ArrayLike) -> tuple[Array, Array]:
+    return (
+        in_range("frames", frames, 1.0, remedy="give at least one frame"),
+        in_range("tokens_per_frame", tokens_per_frame, 1.0, remedy="give at least one token per frame"),
+    )
+
+
+def _not_zero(name: str, energies: Array) -> Array:
+    if np.any(energies.sum(-1) == 0.0):
+        raise ValueError(f"{name} are 0: tokens at the origin have no direction; give a mean, between or within energy")
+    return energies
 
 
 def _energies(name: str, value: ArrayLike) -> Array:

@@ -37,6 +37,8 @@ def angles(positions: ArrayLike, dim: int, base: float = BASE) -> Array:
 def rotate(vectors: ArrayLike, positions: ArrayLike, base: float = BASE) -> Array:
     """R(p) x: vectors (..., D) turned by `angles` in the planes (m, m + D/4) of each half. Exact, keeps norms."""
     x = finite("vectors", vectors)
+    if x.ndim == 0:
+        raise ValueError(f"vectors have shape {x.shape}; give (..., D)")
     theta = angles(positions, x.shape[-1], base)
     first, second = np.split(x.reshape(*x.shape[:-1], 2, -1), 2, axis=-1)
     cosine, sine = np.cos(theta), np.sin(theta)
@@ -63,17 +65,26 @@ def position_logits(query: ArrayLike, key: ArrayLike, positions: ArrayLike, base
 
     Their spread over keys is what remains of attention when all content has collapsed.
     """
-    q, k = (np.broadcast_to(finite("content", x), (len(np.asarray(positions)), len(x))) for x in (query, key))
-    return rotate(q, positions, base) @ rotate(k, positions, base).T
+    q, k, p = finite("query", query), finite("key", key), finite("positions", positions)
+    if q.ndim != 1 or q.shape != k.shape or p.ndim != 2:
+        raise ValueError(
+            f"query {q.shape}, key {k.shape} and positions {p.shape} do not fit; give (D,), (D,) and (n, 2)"
+        )
+    q, k = (np.broadcast_to(x, (len(p), len(x))) for x in (q, k))
+    return rotate(q, p, base) @ rotate(k, p, base).T
 
 
 def logit_change_bound(query_norm: ArrayLike, key_norm: ArrayLike, offset: ArrayLike, base: float = BASE) -> Array:
     """Bound |q.R(offset) k - q.k| <= |q||k| max_m 2 |sin(theta_m/2)|, the norm of R - I; angles beyond pi count as pi.
 
     query_norm, key_norm (...), offset (..., 2) in patches -> (...). The largest frequency is 1: theta is the offset.
+    For users who ask how far tokens may lie apart before their order matters. ValueError on other shapes.
     """
     in_range("base", base, 1.0 + 1e-12, remedy="frequencies fall from 1 to about 1/base")
     q = in_range("query_norm", query_norm, 0.0, remedy="a norm is not negative")
     k = in_range("key_norm", key_norm, 0.0, remedy="a norm is not negative")
-    theta = np.minimum(np.abs(finite("offset", offset)).max(-1), np.pi)
+    p = finite("offset", offset)
+    if p.ndim == 0 or p.shape[-1] != 2:
+        raise ValueError(f"offset has shape {p.shape}; give (..., 2): rows and columns between the tokens")
+    theta = np.minimum(np.abs(p).max(-1), np.pi)
     return q * k * 2.0 * np.sin(0.5 * theta)

@@ -19,14 +19,19 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import gammaln, logsumexp
+from scipy.special import logsumexp
 
 from meanfield._checks import Array, finite, in_range, token_count
+from meanfield.derivations.angle_density import RESULT as ANGLE_DENSITY
+from meanfield.derivations.log_partition import RESULT as LOG_PARTITION
+from meanfield.derivations.reciprocal_moment import RESULT as RECIPROCAL_MOMENT
 
 STEP = 0.25
 """Spacing in ln t."""
 LOG_ZERO = -37.0
 """Integrands below e^-37 of their scale are dropped."""
+LARGEST_LOG = 700.0
+"""e^700 is near the end of float64, and exp(-e^700) = 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +78,7 @@ def sphere_logits(kappa: float, dim: int, nodes: int = 300) -> LogitDensity:
     in_range("kappa", kappa, 0.0, 1e5, remedy="kappa is the largest logit")
     x, weight = _gauss_legendre(nodes)
     angle = 0.5 * np.pi * (x + 1.0)
-    norm = gammaln((dim - 1) / 2.0) - gammaln(dim / 2.0) + 0.5 * np.log(np.pi)
-    return LogitDensity(kappa * np.cos(angle), np.log(0.5 * np.pi * weight) + (dim - 2) * np.log(np.sin(angle)) - norm)
+    return LogitDensity(kappa * np.cos(angle), np.log(0.5 * np.pi * weight) + ANGLE_DENSITY.function(angle, dim))
 
 
 @lru_cache(maxsize=256)
@@ -89,9 +93,9 @@ def entry_moments(density: LogitDensity, tokens: float, powers: tuple[int, ...] 
     ValueError when N < 2 or not finite.
     """
     n = float(token_count(tokens, least=2.0))
-    _, log_phi, argument, decay = _integrand(density, n)
-    tail = (n - 1.0) * log_phi
-    return np.stack([STEP * np.exp(p * argument - decay + tail[:, None] - gammaln(p)).sum(0) for p in powers])
+    _, log_phi, argument = _integrand(density, n)
+    tail = ((n - 1.0) * log_phi)[:, None]
+    return np.stack([STEP * np.exp(RECIPROCAL_MOMENT.function(p, argument) + tail).sum(0) for p in powers])
 
 
 def row_statistics(density: LogitDensity, tokens: ArrayLike) -> dict[str, Array]:
@@ -109,27 +113,27 @@ def row_statistics(density: LogitDensity, tokens: ArrayLike) -> dict[str, Array]
 
 
 def _one_row(density: LogitDensity, n: float) -> tuple[float, float, float]:
-    log_t, log_phi, argument, decay = _integrand(density, n)
+    log_t, log_phi, argument = _integrand(density, n)
     beyond = np.arange(log_t[-1] + STEP, 5.0, STEP)
-    difference = np.exp(-np.exp(np.minimum(log_t, 7.0))) - np.exp(n * log_phi)
+    difference = LOG_PARTITION.function(np.exp(np.minimum(log_t, 7.0)), n, log_phi)
     log_partition = STEP * (difference.sum() + np.exp(-np.exp(beyond)).sum())
-    first = np.exp(argument - decay) @ (density.weight * density.values)
-    second = np.exp(2.0 * argument - decay) @ density.weight
+    first = np.exp(RECIPROCAL_MOMENT.function(1.0, argument)) @ (density.weight * density.values)
+    second = np.exp(RECIPROCAL_MOMENT.function(2.0, argument)) @ density.weight
     tail = np.exp((n - 1.0) * log_phi)
     mean_logit = n * STEP * (first * tail).sum()
     return log_partition, log_partition - mean_logit, n * STEP * (second * tail).sum()
 
 
-def _integrand(density: LogitDensity, n: float) -> tuple[Array, Array, Array, Array]:
-    """ln t (g,), ln phi (g,), ln t + l (g, m) and t e^l (g, m) where phi^{N-1} and t contribute."""
+def _integrand(density: LogitDensity, n: float) -> tuple[Array, Array, Array]:
+    """ln t (g,), ln phi (g,) and ln t + l (g, m), at most LARGEST_LOG, where phi^{N-1} and t contribute."""
     start = min(LOG_ZERO, LOG_ZERO - density.values.max() - np.log(n))
     log_t = np.arange(start, 6.0 - density.values.min(), STEP)
-    argument = log_t[:, None] + density.values
-    decay = np.exp(np.minimum(argument, 700.0))
+    argument = np.minimum(log_t[:, None] + density.values, LARGEST_LOG)
+    decay = np.exp(argument)
     lost = -np.expm1(-decay) @ density.weight
     with np.errstate(divide="ignore", invalid="ignore"):
         log_phi = np.where(lost < 0.5, np.log1p(-lost), 0.0)
     late = lost >= 0.5
     log_phi[late] = logsumexp(density.log_weight - decay[late], axis=1)
     keep = (n - 1.0) * log_phi > 20.0 * LOG_ZERO
-    return log_t[keep], log_phi[keep], argument[keep], decay[keep]
+    return log_t[keep], log_phi[keep], argument[keep]

@@ -10,15 +10,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from meanfield._checks import Array, finite, in_range
+from meanfield._checks import Array, evaluated, finite, in_range, positive, scalar
 from meanfield.derivations.affine_flow import RESULT as AFFINE_FLOW
 from meanfield.derivations.granular_two_point import RESULT as GRANULAR_TWO_POINT
 from meanfield.derivations.haff_rate import RESULT as HAFF_RATE
 from meanfield.derivations.power_law_decay import RESULT as POWER_LAW_DECAY
 from meanfield.derivations.random_value_rate import RESULT as RANDOM_VALUE_RATE
 
-_TINY = np.finfo(float).tiny
-"""The lower end of the positive numbers."""
+_RESCALE = "measure lengths in another unit, or lower the power"
 
 
 def power_law_decay(t: ArrayLike, initial: ArrayLike, rate: ArrayLike, power: ArrayLike = 1.0) -> Array:
@@ -29,7 +28,7 @@ def power_law_decay(t: ArrayLike, initial: ArrayLike, rate: ArrayLike, power: Ar
     `random_value_rate`. ValueError unless t, w_0, c >= 0 and p > 0 (p = 0 is an exponential).
     """
     time, width, c, p = _law(t, initial, rate, power)
-    return np.asarray(POWER_LAW_DECAY.function(time, width, c, p))
+    return evaluated("w", POWER_LAW_DECAY.function, time, width, c, p, remedy=_RESCALE)
 
 
 def affine_flow(x: ArrayLike, t: float, rate: float, power: float = 1.0) -> Array:
@@ -45,8 +44,10 @@ def affine_flow(x: ArrayLike, t: float, rate: float, power: float = 1.0) -> Arra
         raise ValueError(f"x has shape {points.shape}; give (N,) or (N, d) positions, N at least 1")
     centre = points.mean(0)
     width = np.sqrt(((points - centre) ** 2).reshape(len(points), -1).sum(1).mean())
-    time, width, c, p = _law(t, width, rate, power)
-    return np.asarray(AFFINE_FLOW.function(points, centre, time, width, c, p))
+    laws = (("t", t), ("rate", rate), ("power", power))
+    time, c, p = (scalar(name, value, remedy="the flow takes one number") for name, value in laws)
+    time, width, c, p = _law(time, width, c, p)
+    return evaluated("x", AFFINE_FLOW.function, points, centre, time, width, c, p, remedy=_RESCALE)
 
 
 def granular_two_point(t: ArrayLike, initial: ArrayLike, power: ArrayLike = 1.0) -> Array:
@@ -57,7 +58,7 @@ def granular_two_point(t: ArrayLike, initial: ArrayLike, power: ArrayLike = 1.0)
     ValueError unless t, s_0 >= 0 and p > 0.
     """
     time, deviation, _, p = _law(t, initial, 1.0, power)
-    return np.asarray(GRANULAR_TWO_POINT.function(time, deviation, p))
+    return evaluated("the deviation", GRANULAR_TWO_POINT.function, time, deviation, p, remedy=_RESCALE)
 
 
 def haff_rate(width: ArrayLike, invariant: ArrayLike, gain: ArrayLike = 1.0) -> Array:
@@ -68,8 +69,9 @@ def haff_rate(width: ArrayLike, invariant: ArrayLike, gain: ArrayLike = 1.0) -> 
     ValueError unless 0 <= w <= 1, C > 0, alpha >= 0.
     """
     w = in_range("width", width, 0.0, 1.0, remedy="w = sqrt(g), g = 1 - mean cosine, of a cloud on one side")
-    c = in_range("invariant", invariant, _TINY, remedy="C = r^2 (1 - mean cosine)")
-    return np.asarray(HAFF_RATE.function(w, c, in_range("gain", gain, 0.0, remedy="give the residual gain")))
+    c = positive("invariant", invariant, remedy="C = r^2 (1 - mean cosine)")
+    alpha = in_range("gain", gain, 0.0, remedy="give the residual gain")
+    return evaluated("w'", HAFF_RATE.function, w, c, alpha, remedy=_RESCALE)
 
 
 def random_value_rate(spread: ArrayLike, energy: ArrayLike, gain: ArrayLike = 1.0) -> Array:
@@ -80,8 +82,9 @@ def random_value_rate(spread: ArrayLike, energy: ArrayLike, gain: ArrayLike = 1.
     limit of small g. ValueError unless 0 <= g <= 1, D > 0, alpha >= 0.
     """
     g = in_range("spread", spread, 0.0, 1.0, remedy="g = 1 - mean cosine of a cloud on one side")
-    d = in_range("energy", energy, _TINY, remedy="D = r^2 (1 - mean cosine)")
-    return np.asarray(RANDOM_VALUE_RATE.function(g, d, in_range("gain", gain, 0.0, remedy="give the residual gain")))
+    d = positive("energy", energy, remedy="D = r^2 (1 - mean cosine)")
+    alpha = in_range("gain", gain, 0.0, remedy="give the residual gain")
+    return evaluated("g'", RANDOM_VALUE_RATE.function, g, d, alpha, remedy=_RESCALE)
 
 
 def _law(t: ArrayLike, initial: ArrayLike, rate: ArrayLike, power: ArrayLike) -> tuple[Array, Array, Array, Array]:
@@ -89,5 +92,5 @@ def _law(t: ArrayLike, initial: ArrayLike, rate: ArrayLike, power: ArrayLike) ->
         in_range("t", t, 0.0, remedy="the law runs forward only: backward it blows up in finite time"),
         in_range("initial", initial, 0.0, remedy="a width is not negative"),
         in_range("rate", rate, 0.0, remedy="a negative rate grows without bound in finite time"),
-        in_range("power", power, _TINY, remedy="power 0 is an exponential decay"),
+        positive("power", power, remedy="power 0 is an exponential decay"),
     )

@@ -13,10 +13,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from meanfield._checks import Array, in_range, token_count
+from meanfield._checks import Array, attractive, count, evaluated, in_range, scalar, token_count
 from meanfield.derivations.dong_cubic import RESULT as CUBIC
 from meanfield.derivations.gaussian_skipless import RESULT as GAUSSIAN
 from meanfield.derivations.skipless_difference import RESULT as EXACT
+
+_RESCALE = "measure lengths in another unit"
 
 
 def skipless_distance(distance: ArrayLike, beta: ArrayLike, tokens: ArrayLike) -> Array:
@@ -24,7 +26,7 @@ def skipless_distance(distance: ArrayLike, beta: ArrayLike, tokens: ArrayLike) -
 
     ValueError unless Delta >= 0, beta >= 0, N >= 1.
     """
-    return np.asarray(EXACT.function(*_arguments(distance, beta), token_count(tokens)))
+    return evaluated("the distance", EXACT.function, *_cloud(distance, beta), token_count(tokens), remedy=_RESCALE)
 
 
 def cubic_distance(distance: ArrayLike, beta: ArrayLike, tokens: ArrayLike) -> Array:
@@ -32,16 +34,19 @@ def cubic_distance(distance: ArrayLike, beta: ArrayLike, tokens: ArrayLike) -> A
 
     ValueError as there.
     """
-    return np.asarray(CUBIC.function(*_arguments(distance, beta), token_count(tokens)))
+    return evaluated("the distance", CUBIC.function, *_cloud(distance, beta), token_count(tokens), remedy=_RESCALE)
 
 
-def skipless_layers(distance: float, beta: float, tokens: float, count: int) -> Array:
-    """Distances (count + 1) before the first layer and after each. Exact; 0 once float64 underflows."""
-    if count < 0:
-        raise ValueError(f"count={count} is negative; give the number of layers")
-    found = [float(in_range("distance", distance, 0.0, remedy="a distance is not negative"))]
-    for _ in range(count):
-        found.append(float(skipless_distance(found[-1], beta, tokens)))
+def skipless_layers(distance: float, beta: float, tokens: float, layers: int) -> Array:
+    """Distances (layers + 1) before the first layer and after each. Exact; 0 once float64 underflows.
+
+    ValueError as in `skipless_distance`, or for anything but numbers and a count of layers.
+    """
+    b = scalar("beta", attractive(beta), remedy="give one logit")
+    n = scalar("N", tokens, 1.0, remedy="give the number of tokens")
+    found = [scalar("distance", distance, 0.0, remedy="a distance is not negative")]
+    for _ in range(count("layers", layers, remedy="give the number of layers")):
+        found.append(float(skipless_distance(found[-1], b, n)))
     return np.array(found)
 
 
@@ -50,11 +55,8 @@ def gaussian_skipless(deviation: ArrayLike, beta: ArrayLike) -> Array:
 
     For finite N it needs rows that have not condensed, (beta sigma^2)^2 < ln(N)/2. ValueError on negative values.
     """
-    return np.asarray(GAUSSIAN.function(*_arguments(deviation, beta)))
+    return evaluated("the deviation", GAUSSIAN.function, *_cloud(deviation, beta), remedy=_RESCALE)
 
 
-def _arguments(distance: ArrayLike, beta: ArrayLike) -> tuple[Array, Array]:
-    return (
-        in_range("distance", distance, 0.0, remedy="a distance is not negative"),
-        in_range("beta", beta, 0.0, remedy="attractive logits only: V = I, Q^T K = beta I with beta >= 0"),
-    )
+def _cloud(distance: ArrayLike, beta: ArrayLike) -> tuple[Array, Array]:
+    return in_range("distance", distance, 0.0, remedy="a distance is not negative"), attractive(beta)

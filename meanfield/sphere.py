@@ -14,10 +14,16 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import gammaln, logsumexp
+from scipy.special import logsumexp
 
 from meanfield._checks import Array, in_range
 from meanfield.derivations.gegenbauer_recurrence import RESULT as RECURRENCE
+from meanfield.derivations.leading_value import RESULT as LEADING_VALUE
+from meanfield.derivations.sphere_deficit import RESULT as DEFICIT
+from meanfield.derivations.sphere_frobenius import RESULT as FROBENIUS
+from meanfield.derivations.sphere_log_moment import RESULT as LOG_TERM
+from meanfield.derivations.sphere_multiplicity import RESULT as LOG_MULTIPLICITY
+from meanfield.derivations.sphere_singular_values import RESULT as SIGMA_RATIO
 from meanfield.row_statistics import LogitDensity, entry_moments, sphere_logits
 
 NEGLIGIBLE = 1e-15
@@ -92,7 +98,8 @@ def damped_spectrum(kappa: float, dim: int, tokens: float) -> tuple[Array, Array
     sigma, multiplicity = sigma[order], np.exp(log_mult[order])
     total = tokens**2 * (density.weight @ second)
     energies = multiplicity * sigma**2
-    leading = 1.0 + min((energies / np.maximum(1.0 - sigma**2, 1e-9)).sum() / tokens, 0.5 * (total - 1.0))
+    excess = LEADING_VALUE.function(energies, np.minimum(sigma**2, 1.0 - 1e-9), tokens).sum()
+    leading = 1.0 + min(excess, 0.5 * (total - 1.0))
     sigma = sigma * np.sqrt((total - leading) / energies.sum())
     return np.append(np.sqrt(leading), sigma), np.append(1.0, multiplicity), density
 
@@ -124,7 +131,7 @@ def bessel_ratio(kappa: float, dim: int, degrees: int) -> Array:
     )  # Amos's bound starts the recurrence; its error contracts
     out = np.empty(order.size)
     for i in range(order.size - 1, -1, -1):
-        ratio = 1.0 / (2.0 * (order[i] + 1.0) / kappa + ratio)
+        ratio = SIGMA_RATIO.function(order[i], kappa, ratio)
         out[i] = ratio
     return out[:degrees]
 
@@ -133,8 +140,7 @@ def log_moment(kappa: float, dim: int) -> float:
     """ln E exp(kappa cos) for a uniform direction: ln sum_j (kappa^2/4)^j / (j! (D/2)_j), by its positive series."""
     kappa, dim = _check(kappa, dim)
     j = np.arange(int(kappa + 12.0 * np.sqrt(kappa) + 40.0))
-    terms = j * np.log(kappa**2 / 4.0) - gammaln(j + 1.0) - gammaln(dim / 2.0 + j) + gammaln(dim / 2.0)
-    return float(logsumexp(terms))
+    return float(logsumexp(LOG_TERM.function(j, kappa, dim)))
 
 
 def entropy_deficit(kappa: float, dim: int) -> float:
@@ -143,13 +149,13 @@ def entropy_deficit(kappa: float, dim: int) -> float:
     About s^2/2 for small s^2 = kappa^2/D.
     """
     kappa, dim = _check(kappa, dim)
-    return float(max(kappa * bessel_ratio(kappa, dim, 1)[0] - log_moment(kappa, dim), 0.0))
+    return float(max(DEFICIT.function(kappa, bessel_ratio(kappa, dim, 1)[0], log_moment(kappa, dim)), 0.0))
 
 
 def frobenius_squared(kappa: float, dim: int) -> float:
     """|A|_F^2 in the limit of many keys: E e^{2 kappa cos} / (E e^{kappa cos})^2 = sum multiplicity sigma^2
     (Parseval)."""
-    return float(np.exp(log_moment(2.0 * kappa, dim) - 2.0 * log_moment(kappa, dim)))
+    return float(FROBENIUS.function(log_moment(kappa, dim), log_moment(2.0 * kappa, dim)))
 
 
 def kappa_from_deficit(deficit: ArrayLike, dim: int) -> Array:
@@ -177,11 +183,7 @@ def logit_variance(kappa: ArrayLike, dim: int) -> Array:
 
 
 def _log_multiplicity(k: Array, dim: int) -> Array:
-    if dim == 2:
-        return np.where(k == 0, 0.0, np.log(2.0))
-    kk = np.maximum(k, 1)
-    log_mult = np.log(2.0 * kk + dim - 2.0) + gammaln(kk + dim - 2.0) - gammaln(kk + 1.0) - gammaln(dim - 1.0)
-    return np.where(k == 0, 0.0, log_mult)
+    return np.where(k == 0, 0.0, LOG_MULTIPLICITY.function(np.maximum(k, 1), dim))  # k = 0, D = 2 would be 0 times inf
 
 
 def _check(kappa: float, dim: int) -> tuple[float, int]:

@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from scipy.integrate import solve_ivp
 
-from meanfield._checks import Array, in_range
+from meanfield._checks import TINY, Array, scalar
 
 Velocity = Callable[[float, Array], Array]
 
@@ -38,7 +38,7 @@ class RungeKutta:
     step: float = 0.05
 
     def __post_init__(self) -> None:
-        in_range("step", self.step, np.finfo(float).tiny, remedy="give a positive step of time")
+        scalar("step", self.step, TINY, remedy="give a positive step of time")
 
     def advance(self, velocity: Velocity, x: Array, start: float, stop: float) -> Array:
         count = max(int(np.ceil((stop - start) / self.step * (1.0 - 1e-12))), 1)
@@ -72,7 +72,10 @@ def rk4(step: float = 0.05) -> RungeKutta:
 
 @dataclass(frozen=True)
 class Adaptive:
-    """scipy's DOP853: steps chosen so that the error estimate is below rtol |x| + atol. ValueError unless both > 0."""
+    """scipy's DOP853: steps chosen so that the error estimate is below rtol |x| + atol.
+
+    For users who want a tolerance instead of a step. ValueError unless both are positive.
+    """
 
     rtol: float = 1e-9
     atol: float = 1e-12
@@ -81,7 +84,7 @@ class Adaptive:
 
     def __post_init__(self) -> None:
         for field in ("rtol", "atol"):
-            in_range(field, getattr(self, field), np.finfo(float).tiny, remedy="give a positive tolerance")
+            scalar(field, getattr(self, field), TINY, remedy="give a positive tolerance")
 
     def advance(self, velocity: Velocity, x: Array, start: float, stop: float) -> Array:
         def flat(t: float, y: Array) -> Array:

@@ -324,6 +324,15 @@ MEANFIELD_COLLAPSED = 0.05
 MEANFIELD_QUADRATURE = 1e-6
 """Gauss-Hermite quadrature with 60 nodes of Gaussians of similar width."""
 
+MEANFIELD_ROOT = 1e-8
+"""Root of the secular equation, found within 1e-9."""
+
+MEANFIELD_COLUMN_SUMS = 0.01
+"""Keys at midpoints of equal probability and at 8 quantiles of the longest: the tail within a cell is left out."""
+
+MEANFIELD_COLUMN_ENERGY = 0.06
+"""As above, and twelve shells leave out what the query norm varies within a shell: 5 per cent of the energy, D = 4."""
+
 # --- MEANFIELD: reductions ---
 
 REDUCTION_DERIVATIVE = 1e-7
@@ -333,10 +342,13 @@ REDUCTION_PRINTED = 1e-5
 """Numbers printed with five digits; ten times that for those with four."""
 
 REDUCTION_QUADRATURE = 1e-6
-"""Trapezoidal rule in ln t with steps of .4; its range cuts t f below 1e-6 and weights times t above 20."""
+"""Trapezoidal rule in ln t with steps of .4 from e^-16 of the total mass (3e-7 seen at power 1) and in the angle."""
 
 REDUCTION_FIXED_NUMBER = 0.03
-"""Keys kept independently, in the formula, against exactly M of them: 1/M with M = 50 to 100, doubled by the fill."""
+"""The exact sum over subsets; the fill's weight at the mean logit of all keys: s^2/D = 6.25/350, doubled."""
+
+REDUCTION_FEW_DROPPED = 0.4
+"""The fill's weight at the mean logit of all keys: s^2/D with D = 5 dropped keys, doubled."""
 
 REDUCTION_NEXT_ORDER = 0.05
 """First order in the fluctuation of the kept mass: next order (1 - f) e^{s^2}/(f N), at most 3 per cent in these
@@ -370,8 +382,11 @@ MEANFIELD_COVERAGE = 0.05
 """Coverage of an interval whose scatter is estimated from 8 draws but whose model error is known: the t quantile of 7
 degrees is then 1.5 per cent too wide at a level of .8; 4 standard errors of 4000 runs are 2.5 per cent."""
 
-MEANFIELD_TABLE = 2e-3
-"""Monotone cubic in ln N with knots .25 apart: 1e-4 seen where ranks are smooth, 1e-3 near a clipped growth of s_1."""
+MEANFIELD_TABLE = 1e-3
+"""Monotone cubic in ln N with knots .25 apart, above N = 200 on the presets: 1e-4 seen."""
+
+MEANFIELD_TABLE_KINK = 0.015
+"""The same below N = 100 with knots .06 apart, in the cells where a rank reaches N or s_1 its bound: 1 % seen."""
 
 MEANFIELD_WEIGHTS_NORM = 0.12
 """Logit variance of 4000 sampled tokens: LayerNorm fixes each norm, the formula its mean square only; with D = 16 the

@@ -7,20 +7,29 @@ from meanfield.derivations.derivation import Derivation, Step
 from meanfield.derivations.equiangular_radial import RESULT as RADIAL
 from meanfield.derivations.equiangular_radial import N, beta, delta, g
 from meanfield.derivations.first_integral import RESULT as INTEGRAND
+from meanfield.derivations.implicit_law import RESULT as IMPLICIT
+from meanfield.derivations.implicit_law import c, r, r_0
 
-r_0, g_0, J_0 = sp.symbols("r_0 g_0 J_0", positive=True)
-t, C = sp.symbols("t C", positive=True)
+g_0, J_0, C = sp.symbols("g_0 J_0 C", positive=True)
 
 
 def _steps(candidate):
     slope = RADIAL.claim.rhs.subs(delta, CONTRACTION.claim.rhs)
     yield Step("r' -> 1 as g -> 0, so that r ~ t", sp.limit(slope.doit(), g, 0), sp.Integer(1))
     near = sp.limit(INTEGRAND.claim.rhs.rewrite(sp.exp), g, 0)
-    yield Step("the integrand is finite at g = 0, so that J(g) = J_0 - beta g/N + ...", near, beta / N)
+    yield Step("the integrand is finite at g = 0, so that J(g) tends to J_0", near, beta / N)
+    # r^2 g e^{-J(g)} keeps its value (first_integral); J(g_0) = 0 at the start, and at collapse r^2 g = t^2 g.
+    J = sp.Function("J")
+    invariant = r**2 * g * sp.exp(-J(g))
+    at_start = invariant.subs({r: r_0, g: g_0}).subs(J(g_0), 0)
+    at_collapse = invariant.subs(J(g), J_0).subs(g, candidate / r**2)
+    yield Step("the invariant at the start is that at collapse, where r^2 g = C and J = J_0", at_start, at_collapse)
+    conserved = N * c**2 / (N - 1)
+    ratio = sp.limit(IMPLICIT.claim.rhs.subs(r_0, c + 1) / r, r, sp.oo)
     yield Step(
-        "r^2 g = r_0^2 g_0 exp J(g) at g = C/t^2, r = t, for t -> infinity",
-        sp.limit(t**2 * (C / t**2) - r_0**2 * g_0 * sp.exp(J_0 - beta * C / (N * t**2)), t, sp.oo),
-        C - candidate,
+        "t^2 g = (t/r)^2 r^2 g of the exact solution at beta = 0, where J = 0 and r^2 g is conserved (r_0 = c + 1)",
+        ratio**2 * conserved,
+        candidate.subs({r_0: c + 1, g_0: conserved / (c + 1) ** 2, J_0: 0}),
     )
 
 

@@ -12,20 +12,24 @@ spread = sp.Symbol("spread")
 
 
 def _steps(candidate):
-    weights = sp.symbols("A1:3", positive=True)
-    weights = (*weights, 1 - sum(weights))
-    values = sp.symbols("v1:4", real=True)
-    pairs = list(zip(weights, values, strict=True))
-    out, mean = sum(a * v for a, v in pairs), sum(values) / 3
-    yield Step("the moves of the mean cancel: sum_j (v_j - vbar) = 0", sum(v - mean for v in values), sp.Integer(0))
+    a, v = sp.symbols("A v", real=True)
+    out, mean = sp.symbols("o vbar", real=True)
+    sums = {(0, 0): N, (0, 1): N * mean, (1, 0): sp.Integer(1), (1, 1): out}
+
+    def total(summand):
+        """sum_j over N keys of a polynomial in A_j and v_j: each power sum a symbol, but sum A = 1, sum A v = o."""
+        terms = sp.Poly(sp.expand(summand), a, v).terms()
+        return sum(c * sums.get(power, sp.Symbol("S{}{}".format(*power))) for power, c in terms)
+
+    yield Step("the moves of the mean cancel: sum_j (v_j - vbar) = 0", total(v - mean), sp.Integer(0))
+    yield Step("the moves of the output cancel: sum_j A_j (v_j - o) = 0", total(a * (v - out)), sp.Integer(0))
     measured = {
-        Q: sum((a * (v - out)) ** 2 for a, v in pairs),
-        V: sum(a * (v - out) ** 2 for a, v in pairs),
-        variance: sum((v - mean) ** 2 for v in values) / 3,
-        N: 3,
+        Q: total((a * (v - out)) ** 2),
+        V: total(a * (v - out) ** 2),
+        variance: total((v - mean) ** 2) / N,
     }
-    left = sum((a * (v - out) - (v - mean) / 3) ** 2 for a, v in pairs)
-    yield Step("the square written out, three keys", left, candidate.subs(measured, simultaneous=True))
+    left = total((a * (v - out) - (v - mean) / N) ** 2)
+    yield Step("the square written out, N keys", left, candidate.subs(measured, simultaneous=True))
 
 
 RESULT = Derivation(

@@ -25,9 +25,17 @@ class Step:
     @property
     def holds(self) -> bool:
         """Whether sympy reduces the difference of both sides to zero."""
+        return all(not _differs(entry) and self.by(entry) == 0 for entry in self._residuals())
+
+    @property
+    def differs(self) -> bool:
+        """Whether the sides are plainly different at one point, which is quicker to see than that they are equal."""
+        return any(_differs(entry) for entry in self._residuals())
+
+    def _residuals(self) -> list[sp.Expr]:
         residual = self.left - self.right
         entries = residual if isinstance(residual, sp.MatrixBase) else (sp.sympify(residual),)
-        return all(not _differs(entry) and self.by(entry) == 0 for entry in map(_plain, entries))
+        return [_plain(entry) for entry in entries]
 
 
 @dataclass(frozen=True)
@@ -63,10 +71,14 @@ class Derivation:
         """
         return sp.lambdify(self.arguments, self.claim.rhs, modules=["scipy", "numpy"], cse=True)
 
-    def verify(self, candidate: sp.Expr | None = None) -> list[Step]:
-        """The steps that do not hold for `candidate` (the claim itself by default): empty when it is proved."""
-        rhs = self.claim.rhs if candidate is None else candidate
-        return [step for step in self.steps(rhs) if not step.holds]
+    def verify(self) -> list[Step]:
+        """The steps that do not hold: empty when the claim is proved."""
+        return [step for step in self.steps(self.claim.rhs) if not step.holds]
+
+    def refuses(self, candidate: sp.Expr) -> bool:
+        """Whether some step fails for `candidate`, as it should for every formula but the claim."""
+        steps = list(self.steps(candidate))
+        return any(step.differs for step in steps) or not all(step.holds for step in steps)
 
 
 def _differs(residual: sp.Expr) -> bool:

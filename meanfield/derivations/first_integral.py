@@ -29,7 +29,7 @@ RESULT = Derivation(
     statement="Along the Pre-LN flow of equiangular tokens r^2 g exp(-J(g)) is constant, J the integral of this.",
     source="docs/theory/dynamics.md, 2.1",
     status="derived",
-    claim=sp.Eq(integrand, expm1(beta * g) / (g * (N - (N - 1) * g))),
+    claim=sp.Eq(integrand, expm1(beta * g) / (g * (N * (1 - g) + g))),
     arguments=(g, beta, N),
     steps=_steps,
 )

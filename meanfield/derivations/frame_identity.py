@@ -9,20 +9,18 @@ error = sp.Symbol("error")
 
 
 def _steps(candidate):
-    weights = sp.symbols("w1:5", positive=True)
-    values = sp.symbols("v1:5", real=True)
-    pairs = list(zip(weights, values, strict=True))
-
-    def average(part):
-        return sum(w * v for w, v in part) / sum(w for w, _ in part)
-
-    own, rest, out = average(pairs[:2]), average(pairs[2:]), average(pairs)
-    mass = sum(weights[:2]) / sum(weights)
+    # Any numbers of keys enter by the sums over both parts of their weights, and of their weighted values (vectors).
+    own_mass, rest_mass = sp.symbols("W_own W_rest", positive=True)
+    own_sum, rest_sum = (sp.Matrix(sp.symbols(f"{name}1:4", real=True)) for name in ("s", "r"))
+    own, rest = own_sum / own_mass, rest_sum / rest_mass
+    out = (own_sum + rest_sum) / (own_mass + rest_mass)
+    mass = own_mass / (own_mass + rest_mass)
     yield Step("the output is the mixture of both parts", out, mass * own + (1 - mass) * rest)
+    error_squared, offset_squared = (out - own).dot(out - own), (rest - own).dot(rest - own)
     yield Step(
-        "four keys, two of them in the own frame",
-        (out - own) ** 2,
-        candidate.subs({rho: mass, offset: (rest - own) ** 2}, simultaneous=True),
+        "squared distance in three channels",
+        error_squared,
+        candidate.subs({rho: mass, offset: offset_squared}, simultaneous=True),
     )
 
 

@@ -10,7 +10,13 @@ end = sp.Symbol("t_end")
 
 
 def _steps(candidate):
-    yield Step("1/v vanishes", (1 / LAW.claim.rhs).subs(t, candidate), sp.Integer(0))
+    v, k, v_0 = sp.symbols("v k v_0", positive=True)
+    yield Step(
+        "v' = 2 gain v^2 carries v from v_0 to infinity in the integral of dv/(2 gain v^2)",
+        sp.integrate(1 / (2 * k * v**2), (v, v_0, sp.oo)),
+        candidate.subs({gain: k, variance_0: v_0}),
+    )
+    yield Step("where 1/v of the law vanishes", (1 / LAW.claim.rhs).subs(t, candidate), sp.Integer(0))
 
 
 RESULT = Derivation(

@@ -9,31 +9,54 @@ error = sp.Symbol("error")
 
 
 def _steps(candidate):
-    points, stride = 4, 2
-    moves = sp.symbols("u1:9", real=True)
-    moves = (*moves[:7], -sum(moves[:7]))
-    frames = (moves[:points], moves[points:])
+    # Two frames of 4 x 2 points, stride 2 in both directions: the alias frequencies are {0, 2} x {0, 1}.
+    height, width, stride = 4, 2, 2
+    moves = sp.symbols("u1:17", real=True)
+    moves = (*moves[:15], -sum(moves[:15]))
+    frames = [
+        {(y, x): moves[i * height * width + y * width + x] for y in range(height) for x in range(width)}
+        for i in range(2)
+    ]
+    aliases = [(ky, kx) for ky in range(0, height, height // stride) for kx in range(0, width, width // stride)]
+    offsets = [(y, x) for y in range(stride) for x in range(stride)]
+
+    def phase(k, point):
+        return sp.exp(2 * sp.pi * sp.I * (sp.Rational(k[0] * point[0], height) + sp.Rational(k[1] * point[1], width)))
 
     def transform(frame, k):
-        return sum(u * sp.exp(-2 * sp.pi * sp.I * k * j / points) for j, u in enumerate(frame))
+        return sum(u / phase(k, point) for point, u in frame.items())
 
-    for shift in range(stride):
-        kept = sum(frames[0][j] for j in range(shift, points, stride))
-        poisson = [transform(frames[0], k) * sp.exp(2 * sp.pi * sp.I * k * shift / points) / stride for k in (0, 2)]
-        yield Step(f"Poisson summation over every second of four points, offset {shift}", sum(poisson), kept)
-    sums = [sum(frame[j] for frame in frames for j in range(shift, points, stride)) for shift in range(stride)]
-    alias = [transform(frame, points // stride) for frame in frames]
-    measured = {own: alias[0] ** 2 + alias[1] ** 2, cross: 2 * alias[0] * alias[1]}
+    def kept(frame, offset):
+        return sum(u for (y, x), u in frame.items() if (y % stride, x % stride) == offset)
+
+    powers = [[transform(frame, k) for k in aliases] for frame in frames]
+    for offset in offsets:
+        poisson = sum(p * phase(k, offset) for p, k in zip(powers[0], aliases, strict=True)) / stride**2
+        yield Step(f"Poisson summation over a grid, offset {offset}", poisson, kept(frames[0], offset), by=sp.expand)
+
+    def product(i, j):
+        return sum(sp.re(sp.expand(a * sp.conjugate(b))) for a, b in zip(powers[i][1:], powers[j][1:], strict=True))
+
+    measured = {own: product(0, 0) + product(1, 1), cross: 2 * product(0, 1)}
+    together = [kept(frames[0], offset) + kept(frames[1], offset) for offset in offsets]
     yield Step(
-        "two frames on one grid: mean over the offsets of |sum_S u|^2 / f^2, f = 1/2, with sum u = 0",
-        sum(kept**2 for kept in sums) / stride * stride**2,
+        "one offset for both frames: mean of |sum_S u|^2/f^2, f = 1/4, with sum u = 0",
+        sum(total**2 for total in together) / len(offsets) * stride**4,
         candidate.subs(measured, simultaneous=True),
+        by=sp.expand,
+    )
+    apart = [kept(frames[0], first) + kept(frames[1], second) for first in offsets for second in offsets]
+    yield Step(
+        "an offset for each frame: the products of different frames average out",
+        sum(total**2 for total in apart) / len(offsets) ** 2 * stride**4,
+        candidate.subs(measured | {cross: 0}, simultaneous=True),
+        by=sp.expand,
     )
 
 
 RESULT = Derivation(
-    statement="A grid of keys shared by all frames errs, averaged over its offsets and to first order, by the power of "
-    "A (v - o) at the grid's alias frequencies: each frame's own plus the products of different frames.",
+    statement="A grid of keys errs, averaged over its offsets and to first order, by the power of A (v - o) at its "
+    "alias frequencies: each frame's own plus, when the frames share one offset, the products of different frames.",
     source="docs/theory/reductions.md, grids",
     status="derived",
     claim=sp.Eq(error, own + cross),

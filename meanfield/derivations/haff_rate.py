@@ -3,6 +3,11 @@
 import sympy as sp
 
 from meanfield.derivations.derivation import Derivation, Step
+from meanfield.derivations.equiangular_cosine import RESULT as COSINE
+from meanfield.derivations.equiangular_cosine import kappa, s
+from meanfield.derivations.equiangular_radial import RESULT as RADIAL
+from meanfield.derivations.equiangular_radial import N, delta
+from meanfield.derivations.equiangular_radial import g as spread
 
 w, C, alpha = sp.symbols("w C alpha", positive=True)
 rate = sp.Symbol("w'")
@@ -11,10 +16,11 @@ rate = sp.Symbol("w'")
 def _steps(candidate):
     r = sp.Symbol("r", positive=True)
     g = w**2
-    spread_rate = -2 * alpha * g * (1 - g) / r
-    norm_rate = alpha * (1 - g)
+    # beta = 0 means kappa = 1 and delta = 0.
+    spread_rate = -alpha * sp.limit(COSINE.claim.rhs.subs({spread: g, kappa: 1, s: r}), N, sp.oo)
+    norm_rate = alpha * sp.limit(RADIAL.claim.rhs.subs({spread: g, delta: 0}), N, sp.oo)
     yield Step(
-        "r^2 g is constant under g' = -2 alpha g (1 - g)/r, r' = alpha (1 - g) (N = infinity, beta = 0)",
+        "r^2 g is constant along the equiangular flow at N = infinity, beta = 0",
         2 * r * norm_rate * g + r**2 * spread_rate,
         sp.Integer(0),
     )

@@ -29,7 +29,7 @@ RESULT = Derivation(
     statement="gamma'(0) from gamma = 0 for Peri-LN (s = r_0) and nGPT (s = 1/alpha_0).",
     source="Theorem 4.1 of arXiv:2510.22026",
     status="proved",
-    claim=sp.Eq(slope, 2 / (s * sp.sqrt(sp.exp(2 * beta) + N - 1))),
+    claim=sp.Eq(slope, 2 * sp.exp(-beta) / (s * sp.sqrt(1 + (N - 1) * sp.exp(-2 * beta)))),
     arguments=(beta, N, s),
     steps=_steps,
 )

@@ -10,10 +10,19 @@ weight = sp.Symbol("lambda")
 
 def _steps(candidate):
     mean_logit = sp.Symbol("l", real=True)
-    mean_exp = sp.Symbol("E", positive=True)
-    kept, fill = f * N * mean_exp, w * sp.exp(mean_logit)
-    measured = candidate.subs(phi, sp.exp(mean_logit) / mean_exp)
-    yield Step("softmax mass of f N keys next to one key of weight w at the mean logit", kept / (kept + fill), measured)
+    logits, values, filled = sp.symbols("l1:3", real=True), sp.symbols("v1:3", real=True), sp.Symbol("v", real=True)
+    exps = [sp.exp(logit) for logit in logits]
+    fill = w * sp.exp(mean_logit)
+    moment = sum(e * value for e, value in zip(exps, values, strict=True))
+    out = (moment + fill * filled) / (sum(exps) + fill)
+    # Two kept keys of N, whose mean exponential is that of all keys: f = 2/N.
+    share = candidate.subs({f: 2 / N, phi: 2 * sp.exp(mean_logit) / sum(exps)}, simultaneous=True)
+    yield Step(
+        "softmax over two kept keys and the mean key: lambda o_S + (1 - lambda) v",
+        out,
+        share * moment / sum(exps) + (1 - share) * filled,
+        by=sp.cancel,
+    )
     s = sp.Symbol("s", positive=True)
     x = sp.Symbol("x", real=True)
     density = sp.exp(-(x**2) / 2) / sp.sqrt(2 * sp.pi)

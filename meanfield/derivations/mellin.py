@@ -8,6 +8,11 @@ p, s, v, u = sp.symbols("p s v u", positive=True)
 factor = sp.Symbol("c")
 
 
+def _reflect(expression):
+    """Gamma(1 + x) = x Gamma(x), then Gamma(x) Gamma(1 - x) = pi/sin(pi x)."""
+    return sp.simplify(sp.gammasimp(sp.expand_func(expression)))
+
+
 def _steps(candidate):
     resolvent = v * s**2 / (1 + v * s**2)
     density = sp.diff(resolvent, v)
@@ -21,7 +26,7 @@ def _steps(candidate):
     )
     beta = sp.gamma(a) * sp.gamma(2 - a)
     reflected = sp.pi * (1 - a) / sp.sin(sp.pi * a)
-    yield Step("B(a, 2 - a) by the reflection formula", beta / reflected, sp.Integer(1), sp.gammasimp)
+    yield Step("B(a, 2 - a) by the reflection formula", beta / reflected, sp.Integer(1), _reflect)
     integral = sp.integrate((u ** (a - 1)).subs(p, 1) / (1 + u) ** 2, (u, 0, sp.oo))
     yield Step("the Euler integral done at p = 1", integral, reflected.subs(p, 1))
     yield Step("sum s^p = c(p) integral v^{-p/2} dT", candidate * reflected, sp.Integer(1))

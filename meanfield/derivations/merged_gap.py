@@ -10,16 +10,12 @@ gap = sp.Symbol("gap")
 
 def _steps(candidate):
     beta, gamma = sp.symbols("beta gamma", positive=True)
+    # A token's mean cosine to the m keys of its own group, itself included; to those of another group it is gamma.
+    own = (1 + (m - 1) * gamma) / m
     for size in (2, 3):
-        gram = sp.Matrix(2 * size, 2 * size, lambda i, j: 1 if i == j else gamma)
-        query = gram[0, :]
-        own = sum(query[j] for j in range(size)) / size
-        foreign = sum(query[j] for j in range(size, 2 * size)) / size
-        yield Step(
-            f"groups of {size}: mean keys, first token as the query",
-            beta * (own - foreign),
-            candidate.subs({x: beta * (1 - gamma), m: size}, simultaneous=True),
-        )
+        query = [1 if j == 0 else gamma for j in range(size)]
+        yield Step(f"cosine to the mean key of the own group of {size}", sp.Add(*query) / size, own.subs(m, size))
+    yield Step("groups of m", beta * (own - gamma), candidate.subs(x, beta * (1 - gamma)))
 
 
 RESULT = Derivation(

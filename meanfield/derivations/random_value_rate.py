@@ -3,6 +3,8 @@
 import sympy as sp
 
 from meanfield.derivations.derivation import Derivation, Step
+from meanfield.derivations.random_v import RESULT as GROWTH
+from meanfield.derivations.random_v import coherence, eigenvalue, step
 
 g, energy, alpha = sp.symbols("g D alpha", positive=True)
 rate = sp.Symbol("g'")
@@ -11,9 +13,11 @@ rate = sp.Symbol("g'")
 def _steps(candidate):
     mean = sp.Symbol("M", positive=True)
     square_norm = mean + energy
-    mean_rate = alpha**2 * mean / square_norm
+    growth = GROWTH.claim.rhs.subs({coherence: 0, step: alpha / sp.sqrt(square_norm)}) - 1
+    yield Step("uniform attention, eigenvalue 0, leaves D alone", growth.subs(eigenvalue, 0), sp.Integer(0))
+    mean_rate = mean * growth.subs(eigenvalue, 1)
     yield Step(
-        "g = D/(M + D) with M' = alpha^2 M/r^2 and D constant (uniform attention feeds the mean only)",
+        "g = D/(M + D) with the growth of the mean, eigenvalue 1, and D constant",
         sp.diff(energy / square_norm, mean) * mean_rate,
         candidate.subs(g, energy / square_norm),
     )

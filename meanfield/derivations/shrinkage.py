@@ -3,16 +3,18 @@
 import sympy as sp
 
 from meanfield.derivations.derivation import Derivation, Step
+from meanfield.derivations.mixture_error import B2, mse
+from meanfield.derivations.mixture_error import RESULT as MIXTURE_ERROR
+from meanfield.derivations.mixture_error import weight as mixed
 
-B2, mse = sp.symbols("B2 mse", positive=True)
-weight = sp.Symbol("lambda")
+weight = sp.Symbol("lambda_star")
 
 
 def _steps(candidate):
-    error = (1 - weight) ** 2 * B2 + weight**2 * mse
-    yield Step("the derivative vanishes", sp.diff(error, weight).subs(weight, candidate), sp.Integer(0))
-    yield Step("the curvature is positive", sp.diff(error, weight, 2), 2 * (B2 + mse))
-    yield Step("the least error", error.subs(weight, candidate), candidate * mse)
+    error = MIXTURE_ERROR.claim.rhs
+    yield Step("the derivative vanishes", sp.diff(error, mixed).subs(mixed, candidate), sp.Integer(0))
+    yield Step("the curvature is positive", sp.diff(error, mixed, 2), 2 * (B2 + mse))
+    yield Step("the least error", error.subs(mixed, candidate), candidate * mse)
 
 
 RESULT = Derivation(

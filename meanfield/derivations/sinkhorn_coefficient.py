@@ -1,6 +1,7 @@
 """The transition coefficient of doubly stochastic Gaussian attention (docs/theory/diffusion.md, sense iii)."""
 
 import sympy as sp
+from sympy.codegen.cfunctions import hypot
 
 from meanfield.derivations.derivation import Derivation, Step
 
@@ -9,6 +10,7 @@ coefficient = sp.Symbol("a")
 
 
 def _steps(candidate):
+    candidate = candidate.replace(hypot, lambda x, y: sp.sqrt(x**2 + y**2))
     a = sp.Symbol("a", positive=True)
     precision = (variance * sp.Matrix([[1, a], [a, 1]])).inv()
     condition = sp.simplify(-precision[0, 1])
@@ -25,7 +27,7 @@ RESULT = Derivation(
     statement="Sinkhorn attention between Gaussian tokens of variance lambda: E[y|x] = a x.",
     source="docs/theory/diffusion.md, sense iii; Sander et al. 2110.11773",
     status="derived",
-    claim=sp.Eq(coefficient, 2 * beta * variance / (1 + sp.sqrt(1 + 4 * beta**2 * variance**2))),
+    claim=sp.Eq(coefficient, 2 * beta * variance / (1 + hypot(1, 2 * beta * variance))),
     arguments=(beta, variance),
     steps=_steps,
 )

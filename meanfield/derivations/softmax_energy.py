@@ -5,19 +5,20 @@ import sympy as sp
 from meanfield.derivations.derivation import Derivation, Step
 
 s2 = sp.Symbol("s2", positive=True)
-l, t = sp.symbols("l t", real=True)
 energy = sp.Symbol("energy")
 
 
 def _steps(candidate):
-    yield Step(
-        "completing the square: ln E e^{t l} = t^2 s^2/2",
-        t * l - l**2 / (2 * s2),
-        t**2 * s2 / 2 - (l - t * s2) ** 2 / (2 * s2),
-        by=sp.cancel,
-    )
-    moment = sp.exp(t**2 * s2 / 2)
-    yield Step("E e^{2l}/(E e^l)^2", moment.subs(t, 2) / moment.subs(t, 1) ** 2, candidate)
+    s, x = sp.Symbol("s", positive=True), sp.Symbol("x", real=True)
+    density = sp.exp(-(x**2) / 2) / sp.sqrt(2 * sp.pi)
+
+    def expectation(function):
+        return sp.integrate(function * density, (x, -sp.oo, sp.oo))
+
+    mean = expectation(sp.exp(s * x))
+    yield Step("E e^l, l = s x", mean, sp.exp(s**2 / 2))
+    ratio = expectation(sp.exp(2 * s * x)) / mean**2
+    yield Step("E e^{2l}/(E e^l)^2", ratio, candidate.subs(s2, s**2))
 
 
 RESULT = Derivation(

@@ -5,23 +5,20 @@ import sympy as sp
 from meanfield.derivations.derivation import Derivation, Step
 
 s2 = sp.Symbol("s2", positive=True)
-l, t = sp.symbols("l t", real=True)
 deficit = sp.Symbol("deficit")
 
 
 def _steps(candidate):
-    yield Step(
-        "completing the square: ln E e^{t l} = t^2 s^2/2",
-        t * l - l**2 / (2 * s2),
-        t**2 * s2 / 2 - (l - t * s2) ** 2 / (2 * s2),
-        by=sp.cancel,
-    )
-    log_moment = t**2 * s2 / 2
-    yield Step(
-        "E[e^l l]/E e^l is the derivative of ln E e^{t l} at t = 1",
-        (sp.diff(log_moment, t) - log_moment).subs(t, 1),
-        candidate,
-    )
+    s, x = sp.Symbol("s", positive=True), sp.Symbol("x", real=True)
+    density = sp.exp(-(x**2) / 2) / sp.sqrt(2 * sp.pi)
+
+    def expectation(function):
+        return sp.integrate(function * density, (x, -sp.oo, sp.oo))
+
+    mean = expectation(sp.exp(s * x))
+    yield Step("E e^l, l = s x", mean, sp.exp(s**2 / 2))
+    measured = expectation(s * x * sp.exp(s * x)) / mean - s**2 / 2
+    yield Step("E[e^l l]/E e^l - ln E e^l", measured, candidate.subs(s2, s**2))
 
 
 RESULT = Derivation(

@@ -9,7 +9,13 @@ term = sp.Symbol("term")
 
 
 def _steps(candidate):
-    eps = sp.Symbol("epsilon", real=True)
+    eps, shift = sp.symbols("epsilon c", real=True)
+    # The sum over keys fixes its terms only together with these two symmetries.
+    yield Step(
+        "a common shift of all values", candidate.subs({v: v + shift, o: o + shift}, simultaneous=True), candidate
+    )
+    moved = candidate.subs({change: change + shift, mean: mean + shift}, simultaneous=True)
+    yield Step("a change common to all logits", moved, candidate)
     logits, moves = sp.symbols("l1:4", real=True), sp.symbols("d1:4", real=True)
     values = sp.symbols("v1:4", real=True)
     exps = [sp.exp(logit + eps * move) for logit, move in zip(logits, moves, strict=True)]

@@ -21,7 +21,7 @@ from meanfield.reductions.frames import (
     frame_error,
     frame_ratio,
 )
-from meanfield.reductions.merge import merge_displacement, softmax_displacement
+from meanfield.reductions.merging import merge_displacement, softmax_displacement
 from meanfield.reductions.redundancy import redundant_spread
 from meanfield.reductions.sample import AttentionSample, ReductionError
 from meanfield.reductions.sparsity import kept_mass_bound, top_error, top_mass, top_shift
@@ -31,7 +31,7 @@ from meanfield.reductions.subsample import (
     control_variate_error,
     gaussian_subsample_error,
     subsample_error,
-    thinned_moment,
+    subset_moment,
 )
 
 __all__ = [
@@ -57,8 +57,8 @@ __all__ = [
     "softmax_displacement",
     "statistics",
     "subsample_error",
+    "subset_moment",
     "theory",
-    "thinned_moment",
     "top_error",
     "top_mass",
     "top_shift",

@@ -17,14 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 
-from meanfield._checks import Array, in_range, token_count
+from meanfield._checks import Array, count, in_range, scalar, token_count
 from meanfield.derivations.half_rate import RESULT as HALF_RATE
 from meanfield.derivations.mean_contraction import RESULT as MEAN_CONTRACTION
 from meanfield.derivations.merged_gap import RESULT as MERGED_GAP
 from meanfield.derivations.other_weight import RESULT as OTHER_WEIGHT
-from meanfield.reductions._arguments import fraction_of_keys
-
-_AT_LEAST_ONE = "a group holds at least one token"
+from meanfield.derivations.pre_ln_recursion import RESULT as PRE_LN
+from meanfield.reductions._checks import AT_LEAST_ONE, ATTRACTIVE, fraction_of_keys
 
 
 def collapse_rate(other_weight: ArrayLike, tokens: ArrayLike) -> Array:
@@ -43,7 +42,7 @@ def merge(tokens: ArrayLike, spread: ArrayLike, beta: ArrayLike, group: ArrayLik
     """Keys and values of groups of m distinct tokens averaged, with or without ln m: never slower than `full`.
 
     own weight (1/m) e^{x/m}/(e^{x/m} + N/m - 1): averaging shortens the keys, so that attention flattens.
-    m(e^{x/m} - 1) < e^x - 1 for m > 1, x > 0, hence acceleration always. ValueError when m is outside [1, N].
+    m(e^{x/m} - 1) < e^x - 1 for m > 1, x > 0, equality at x = 0 or m = 1. ValueError when m is outside [1, N].
     """
     n, m = np.broadcast_arrays(token_count(tokens, least=2.0), _group(group))
     if np.any(m > n):
@@ -56,19 +55,19 @@ def subsample(tokens: ArrayLike, spread: ArrayLike, beta: ArrayLike, fraction: A
     """Keys of a fresh random share f for every layer, all queries: own weight f e^x/(e^x + f N - 1); never slower.
 
     A query outside the subset sees the plain mean of the subset. The subset's noise is not in the rate: it moves all
-    tokens together (to first order) and is of the second order in the gain.
+    tokens together (to first order) and is of the second order in the gain. ValueError when f N < 1.
     """
-    n, f = token_count(tokens, least=2.0), fraction_of_keys(fraction)
-    kept = np.maximum(f * n, 1.0)
+    n, f, kept = _kept(tokens, fraction)
     return collapse_rate(1.0 - f * (1.0 - _other(1.0 / kept, _gap(spread, beta))), n)
 
 
 def mean_fill(tokens: ArrayLike, spread: ArrayLike, beta: ArrayLike, fraction: ArrayLike) -> Array:
     """`subsample` with the mean of the dropped keys at weight N - M: kept tokens attend exactly, the others as merged.
 
-    own weight f e^x/(e^x + N - 1) + (1 - f) e^{x/D}/(D e^{x/D} + M), M = f N, D = N - M; never slower.
+    own weight f e^x/(e^x + N - 1) + (1 - f) e^{x/D}/(D e^{x/D} + M), M = f N, D = N - M, at least 1 (one
+    dropped token is its own mean); never slower. ValueError when f N < 1.
     """
-    n, f = np.broadcast_arrays(token_count(tokens, least=2.0), fraction_of_keys(fraction))
+    n, f, _ = _kept(tokens, fraction)
     x = _gap(spread, beta)
     dropped = np.maximum((1.0 - f) * n, 1.0)
     kept_own = f * (1.0 - _other(1.0 / n, x))
@@ -77,9 +76,9 @@ def mean_fill(tokens: ArrayLike, spread: ArrayLike, beta: ArrayLike, fraction: A
 
 
 def top(tokens: ArrayLike, spread: ArrayLike, beta: ArrayLike, fraction: ArrayLike) -> Array:
-    """Each query keeps its f N largest logits, ties at random: own weight e^x/(e^x + f N - 1); never faster."""
-    n, f = token_count(tokens, least=2.0), fraction_of_keys(fraction)
-    return collapse_rate(_other(1.0 / np.maximum(f * n, 1.0), _gap(spread, beta)), n)
+    """Each query keeps its f N >= 1 largest logits, ties at random: own weight e^x/(e^x + f N - 1); never faster."""
+    n, _, kept = _kept(tokens, fraction)
+    return collapse_rate(_other(1.0 / kept, _gap(spread, beta)), n)
 
 
 def frame_attention(tokens: ArrayLike, spread: ArrayLike, beta: ArrayLike, frames: ArrayLike) -> Array:
@@ -128,7 +127,7 @@ def merging_change(
     """
     n, p, m = np.broadcast_arrays(token_count(tokens, least=2.0), _share(redundancy), _group(group))
     singles = (1.0 - p) * n
-    slack = 1e-9 * n
+    slack = 1e-9 + 1e-15 * n
     if np.any(p * n < 1.0 - slack) or np.any(singles < m - slack):
         worst = p[(p * n < 1.0 - slack) | (singles < m - slack)].flat[0]
         raise ValueError(f"redundancy={worst:g} leaves no copy or no group of m; keep 1/N <= p <= 1 - m/N")
@@ -150,8 +149,10 @@ def critical_redundancy(tokens: float, spread: float, beta: float, group: float)
     """The share p* of copies above which `merging_change` is negative: there merging slows the collapse.
 
     Root by bisection (Brent) on 1/N <= p <= 1 - m/N; the lower end where merging slows already there (always for m = 1,
-    pure deduplication), 1 where it accelerates throughout.
+    pure deduplication), 1 where it accelerates throughout. ValueError unless one copy and one group fit, m <= N - 1.
     """
+    tokens = scalar("N", tokens, 2.0, remedy="give the number of tokens")
+    group = scalar("group", group, 1.0, tokens - 1.0, remedy="one copy and one group of m make N >= m + 1 tokens")
     low, high = 1.0 / tokens, 1.0 - group / tokens
     change = [float(merging_change(tokens, spread, beta, p, group)) for p in (low, high)]
     if change[0] <= 0.0:
@@ -170,24 +171,35 @@ def merged_spread(
     constant, r^2 = M + D_b + D_w, delta = (1 - e^{-y})/(1 + (G - 1) e^{-y}), y = beta G D_b/((G - 1) r^2), G = N/m.
     Exact for equiangular tokens of equal norm. Returns (layers + 1,), the start first.
     """
-    n, m = float(token_count(tokens, least=2.0)), float(_group(group))
+    n = float(count("N", tokens, least=2, remedy="give the number of tokens"))
+    m = float(count("group", group, least=1, remedy=AT_LEAST_ONE))
     if n % m or n <= m:
         raise ValueError(f"group={group} does not split N={tokens} into two or more groups; choose a smaller divisor")
-    g = float(in_range("spread", spread, 0.0, 1.0, remedy="g = 1 - mean cosine"))
-    step = float(in_range("gain", gain, 0.0, remedy="the residual gain of a layer is not negative"))
+    g = scalar("spread", spread, 0.0, 1.0, remedy="g = 1 - mean cosine")
+    step = scalar("gain", gain, 0.0, remedy="the residual gain of a layer is not negative")
+    beta = scalar("beta", beta, 0.0, remedy=ATTRACTIVE)
+    radius = scalar("norm", norm, 1e-100, 1e100, remedy="give |x| > 0")
     groups = n / m
     between = (groups - 1.0) / n * g
     within = (n - groups) / n * g
-    mean = 1.0 - between - within
-    squares = np.array([mean, between, within]) * float(in_range("norm", norm, 1e-300, remedy="give |x| > 0")) ** 2
+    squares = np.array([1.0 - between - within, between, within]) * radius**2
     found = []
-    for _ in range(layers + 1):
+    for _ in range(count("layers", layers, remedy="give the number of layers") + 1):
         total = squares.sum()
         found.append(n / (n - 1.0) * (squares[1] + squares[2]) / total)
         apart = groups / (groups - 1.0) * squares[1] / total
         delta = 1.0 - full(groups, min(apart, 1.0), beta)
-        squares = squares * (1.0 + step / np.sqrt(total) * np.array([1.0, delta, 0.0])) ** 2
+        squares = squares * PRE_LN.function(step / np.sqrt(total), np.array([1.0, delta, 0.0]))
     return np.array(found)
+
+
+def _kept(tokens: ArrayLike, fraction: ArrayLike) -> tuple[Array, Array, Array]:
+    """N, f and f N, or ValueError when less than one token is kept."""
+    n, f = np.broadcast_arrays(token_count(tokens, least=2.0), fraction_of_keys(fraction))
+    kept = f * n
+    if np.any(kept < 1.0 - 1e-9):
+        raise ValueError(f"fraction={f[kept < 1.0 - 1e-9].flat[0]:g} keeps less than one token; give at least 1/N")
+    return n, f, np.maximum(kept, 1.0)
 
 
 def _other(share: ArrayLike, gap: ArrayLike) -> Array:
@@ -196,11 +208,11 @@ def _other(share: ArrayLike, gap: ArrayLike) -> Array:
 
 def _gap(spread: ArrayLike, beta: ArrayLike) -> Array:
     g = in_range("spread", spread, 0.0, 2.0, remedy="g = 1 - cosine")
-    return g * in_range("beta", beta, 0.0, remedy="attractive logits only: V = I, Q^T K = beta I with beta >= 0")
+    return g * in_range("beta", beta, 0.0, remedy=ATTRACTIVE)
 
 
 def _group(group: ArrayLike) -> Array:
-    return in_range("group", group, 1.0, remedy=_AT_LEAST_ONE)
+    return in_range("group", group, 1.0, remedy=AT_LEAST_ONE)
 
 
 def _share(redundancy: ArrayLike) -> Array:

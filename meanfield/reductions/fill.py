@@ -7,8 +7,9 @@ from numpy.typing import ArrayLike
 
 from meanfield._checks import Array, in_range, token_count
 from meanfield.derivations.mean_fill import RESULT as MEAN_FILL
+from meanfield.derivations.mixture_error import RESULT as MIXTURE_ERROR
 from meanfield.derivations.shrinkage import RESULT as SHRINKAGE
-from meanfield.reductions._arguments import fraction_of_keys, square
+from meanfield.reductions._checks import fraction_of_keys, square
 
 
 def mean_fill_weight(
@@ -32,7 +33,8 @@ def mean_fill_error(weight: ArrayLike, mean_offset: ArrayLike, subsample_mse: Ar
     `weight` from `mean_fill_weight` or `shrinkage_weight`. The covariance of o_S and the fill is ignored (order 1/N).
     """
     lam = in_range("weight", weight, 0.0, 1.0, remedy="lambda is the share of the kept keys")
-    return (1.0 - lam) ** 2 * square("mean_offset", mean_offset) + lam**2 * square("subsample_mse", subsample_mse)
+    b2, mse = square("mean_offset", mean_offset), square("subsample_mse", subsample_mse)
+    return np.asarray(MIXTURE_ERROR.function(lam, b2, mse))
 
 
 def shrinkage_weight(mean_offset: ArrayLike, subsample_mse: ArrayLike) -> Array:

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from meanfield._checks import Array, in_range
 from meanfield.derivations.frame_identity import RESULT as FRAME_IDENTITY
-from meanfield.reductions._arguments import mass_share, square
+from meanfield.reductions._checks import mass_share, square
 
 
 def frame_error(own_mass: ArrayLike, rest_offset: ArrayLike) -> Array:

@@ -10,12 +10,12 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import softmax
 
-from meanfield._checks import Array
-from meanfield.reductions._arguments import fraction_of_keys
+from meanfield._checks import Array, count
+from meanfield.reductions._checks import kept_count
 from meanfield.reductions.fill import shrinkage_weight
 from meanfield.reductions.sample import AttentionSample, ReductionError
-from meanfield.reductions.statistics import membership, own_mask, statistics
-from meanfield.reductions.theory import grid_shape
+from meanfield.reductions.statistics import group_shares, membership, own_mask, statistics
+from meanfield.reductions.theory import check_shared, grid_shape
 from meanfield.reductions.theory import random_subset as predicted_subset
 
 
@@ -35,6 +35,7 @@ def random_subset_first_order(
 
 def common_mode(sample: AttentionSample, fraction: float, *, rng: np.random.Generator, repeats: int = 200) -> float:
     """|mean over queries of the error|^2 over the mean squared error, both averaged over draws."""
+    check_shared(sample, fraction)
     errors = np.array([_kept_output(sample, kept) - sample.outputs for kept in _draws(sample, fraction, rng, repeats)])
     return float((errors.mean(1) ** 2).sum(-1).mean() / (errors**2).sum(-1).mean())
 
@@ -87,25 +88,22 @@ def shrinkage(
 def sparsity_top(sample: AttentionSample, fraction: float) -> ReductionError:
     """Squared error when each query keeps its round(f N) largest logits."""
     scores = sample.logits
-    return _masked(sample, _largest(scores, _kept_count(fraction, scores.shape[1])))
+    return _masked(sample, _largest(scores, kept_count(fraction, scores.shape[1])))
 
 
 def sparsity_blocks(sample: AttentionSample, fraction: float) -> ReductionError:
     """Squared error when each query keeps the round(f G) of G groups with the largest mean logit."""
     member = membership(sample.labels("groups"))
     scores = sample.logits @ member.T / member.sum(1)
-    blocks = _largest(scores, _kept_count(fraction, scores.shape[1]))
+    blocks = _largest(scores, kept_count(fraction, scores.shape[1]))
     return _masked(sample, blocks @ member > 0.0)
 
 
 def key_merge(sample: AttentionSample, *, mass: bool = True) -> ReductionError:
     """Squared error with one mean key and value for each of the `groups`."""
-    member = membership(sample.labels("groups"))
-    member = member if sample.log_mass is None else member * np.exp(sample.log_mass)
-    size = member.sum(1)
-    keys, values = member @ sample.keys / size[:, None], member @ sample.values / size[:, None]
-    merged = AttentionSample(sample.queries, keys, values, np.log(size) if mass else None)
-    return _error(sample, merged.outputs)
+    share, log_size = group_shares(sample)
+    logits = sample.queries @ (share @ sample.keys).T + (log_size if mass else 0.0)
+    return _error(sample, softmax(logits, axis=1) @ share @ sample.values)
 
 
 def query_merge(sample: AttentionSample) -> ReductionError:
@@ -117,8 +115,11 @@ def query_merge(sample: AttentionSample) -> ReductionError:
 
 
 def frame_attention(sample: AttentionSample) -> ReductionError:
-    """Squared error when each query attends to the keys of its own frame only."""
-    return _masked(sample, own_mask(sample))
+    """Squared error when each query attends to the keys of its own frame only; ValueError when it has none."""
+    own = own_mask(sample)
+    if not np.all(own.any(1)):
+        raise ValueError("a query's own frame holds no key; give keys in the frame of every query")
+    return _masked(sample, own)
 
 
 def grid(
@@ -131,12 +132,15 @@ def grid(
     repeats: int = 200,
 ) -> ReductionError:
     """Squared error of regular grids of keys at random offsets, one for all frames (`shared`) or one for each."""
-    count, height, width = grid_shape(shape, stride, len(sample.keys))
-    index = np.arange(len(sample.keys)).reshape(count, height, width)
+    frames, height, width = grid_shape(shape, stride, len(sample.keys))
+    stride, rng = int(stride), _generator(rng)
+    index = np.arange(len(sample.keys)).reshape(frames, height, width)
     errors = []
     for _ in range(_repeats(repeats)):
         offsets = (
-            np.tile(rng.integers(stride, size=(1, 2)), (count, 1)) if shared else rng.integers(stride, size=(count, 2))
+            np.tile(rng.integers(stride, size=(1, 2)), (frames, 1))
+            if shared
+            else rng.integers(stride, size=(frames, 2))
         )
         kept = np.concatenate([index[i, y::stride, x::stride].ravel() for i, (y, x) in enumerate(offsets)])
         errors.append(((_kept_output(sample, kept) - sample.outputs) ** 2).sum(1))
@@ -151,21 +155,19 @@ def _repeat(
 
 
 def _draws(sample: AttentionSample, fraction: float, rng: np.random.Generator, repeats: int) -> list[Array]:
-    count = _kept_count(fraction, len(sample.keys))
-    return [rng.permutation(len(sample.keys))[:count] for _ in range(_repeats(repeats))]
+    kept = kept_count(fraction, len(sample.keys))
+    rng = _generator(rng)
+    return [rng.permutation(len(sample.keys))[:kept] for _ in range(_repeats(repeats))]
 
 
 def _repeats(repeats: int) -> int:
-    if repeats < 2:
-        raise ValueError(f"repeats={repeats}; a standard error needs at least two")
-    return int(repeats)
+    return count("repeats", repeats, least=2, remedy="a standard error needs at least two draws")
 
 
-def _kept_count(fraction: float, total: int) -> int:
-    count = round(float(fraction_of_keys(fraction)) * total)
-    if count == 0:
-        raise ValueError(f"fraction={fraction:g} of {total} keeps nothing; give at least {1 / total:g}")
-    return count
+def _generator(rng: np.random.Generator) -> np.random.Generator:
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(f"rng={rng!r} is not a generator; give np.random.default_rng(seed)")
+    return rng
 
 
 def _kept_output(sample: AttentionSample, kept: Array) -> Array:

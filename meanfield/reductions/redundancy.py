@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from meanfield._checks import Array, in_range, token_count
+from meanfield._checks import Array, count, scalar
+from meanfield.reductions._checks import AT_LEAST_ONE, ATTRACTIVE
 
 
 def redundant_spread(
@@ -15,30 +16,33 @@ def redundant_spread(
     n single tokens and `copies` copies of one more direction, all directions at cosine 1 - spread, norm 1. `group` None
     attends to all tokens; m gives the copies one key without their mass and averages the single tokens in fixed groups
     of m. Five inner products close the dynamics (a token with itself, its group, the others, the copies; the copies
-    with themselves). Exact for equiangular starts, V = I; -> (layers + 1,). ValueError when m does not divide n.
+    with themselves). Exact for equiangular starts, V = I; -> (layers + 1,). ValueError when m does not divide n or a
+    count is not whole.
     """
-    n, merged = float(token_count(singles, least=2.0)), group is not None
-    m = float(in_range("group", 1.0 if group is None else group, 1.0, remedy="a group holds at least one token"))
+    n, merged = float(count("singles", singles, least=2, remedy="give the number of single tokens")), group is not None
+    m = float(count("group", 1 if group is None else group, least=1, remedy=AT_LEAST_ONE))
     if n % m:
         raise ValueError(f"group={group} does not divide singles={singles}; choose a divisor")
-    count = 1.0 if merged else float(in_range("copies", copies, 1.0, remedy="give at least one copy"))
-    gamma = 1.0 - float(in_range("spread", spread, 0.0, 1.0, remedy="g = 1 - mean cosine"))
-    b = float(in_range("beta", beta, 0.0, remedy="attractive logits only: V = I, Q^T K = beta I with beta >= 0"))
-    step = float(in_range("gain", gain, 0.0, remedy="the residual gain of a layer is not negative"))
+    mass = scalar("copies", copies, 1.0, remedy="give at least one copy")
+    held = 1.0 if merged else mass
+    gamma = 1.0 - scalar("spread", spread, 0.0, 1.0, remedy="g = 1 - mean cosine")
+    b = scalar("beta", beta, 0.0, remedy=ATTRACTIVE)
+    step = scalar("gain", gain, 0.0, remedy="the residual gain of a layer is not negative")
+    depth = count("layers", layers, remedy="give the number of layers")
     own, mate, far, copy, cross = 1.0, gamma, gamma, 1.0, gamma
     found = []
-    for _ in range(int(layers) + 1):
+    for _ in range(depth + 1):
         cosine_cross = cross / np.sqrt(own * copy)
         pairs = n * ((m - 1.0) * mate + (n - m) * far) / own / 2.0 + n * cosine_cross
         found.append(1.0 - pairs / (n * (n + 1.0) / 2.0))
         lead = (own + (m - 1.0) * mate) / m / own
-        to_group, to_far, to_copy = _softmax(b * np.array([lead, far / own, cosine_cross]), [1.0, n / m - 1.0, count])
-        from_copy, from_single = _softmax(b * np.array([1.0, cosine_cross]), [count, n / m])
+        to_group, to_far, to_copy = _softmax(b * np.array([lead, far / own, cosine_cross]), [1.0, n / m - 1.0, held])
+        from_copy, from_single = _softmax(b * np.array([1.0, cosine_cross]), [held, n / m])
         self_part = 1.0
         group_part = step * (to_group - to_far) / m / np.sqrt(own)
         all_part = step * to_far / m / np.sqrt(own)
-        copy_part = step * to_copy * count / np.sqrt(copy)
-        keep = 1.0 + step * from_copy * count / np.sqrt(copy)
+        copy_part = step * to_copy * held / np.sqrt(copy)
+        keep = 1.0 + step * from_copy * held / np.sqrt(copy)
         pull = step * from_single / m / np.sqrt(own)
         group_sum = own + (m - 1.0) * mate
         total = group_sum + (n - m) * far

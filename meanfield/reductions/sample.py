@@ -46,7 +46,10 @@ class AttentionSample:
         if count < 2:
             raise ValueError(f"keys has {count} row; a reduction needs at least two keys")
         if self.log_mass is not None:
-            object.__setattr__(self, "log_mass", finite("log_mass", self.log_mass))
+            mass = finite("log_mass", self.log_mass)
+            if mass.ndim != 1:
+                raise ValueError(f"log_mass has shape {mass.shape}; give one number ln m_j for each key, (N,)")
+            object.__setattr__(self, "log_mass", mass)
         lengths = {"values": count, "log_mass": count, "groups": count, "frames": count}
         for name, length in (lengths | {"query_groups": n, "query_frames": n}).items():
             array = getattr(self, name)

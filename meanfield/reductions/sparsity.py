@@ -11,7 +11,10 @@ from meanfield.derivations.inverse_mills import RESULT as INVERSE_MILLS
 from meanfield.derivations.kept_mass_bound import RESULT as KEPT_MASS_BOUND
 from meanfield.derivations.sparse_weights import RESULT as SPARSE_WEIGHTS
 from meanfield.derivations.top_mass import RESULT as TOP_MASS
-from meanfield.reductions._arguments import fraction_of_keys, mass_share, square
+from meanfield.reductions._checks import fraction_of_keys, mass_share, square
+
+LEAST_MASS = 1e-100
+"""Kept masses below are refused: the squares of their inverses approach the largest float64 number."""
 
 
 def kept_mass_bound(kept_mass: ArrayLike, value_spread: ArrayLike) -> Array:
@@ -56,10 +59,12 @@ def top_error(
     sigma_v^2 - |c|^2; squares q = sum_j A_j^2. R = P (1/rho - 1)^2 + 1 - P, with rho the kept mass and P = Phi(2s - z)
     the share of q that is kept, is the squared weight that the residual is averaged with: the noise floor that the
     first term alone lacks. Exact for Gaussian logits and values linear in the logit up to an independent residual;
-    needs the kept set to hold many effective keys.
+    needs the kept set to hold many effective keys. ValueError below a kept mass of 1e-100.
     """
     f, s = fraction_of_keys(fraction), _std(logit_std)
     rho, share = top_mass(f, s), top_mass(f, 2.0 * s)
+    if np.any(rho < LEAST_MASS):
+        raise ValueError(f"fraction={np.min(f):g} keeps the mass {np.min(rho):.1e}; keep at least one key, f >= 1/N")
     shift = np.where(f < 1.0, top_shift(f, s) ** 2, 0.0)
     noise = square("squares", squares) * SPARSE_WEIGHTS.function(rho, share) - shift / token_count(tokens)
     return square("slope", slope) * shift + square("residual", residual) * np.maximum(noise, 0.0)

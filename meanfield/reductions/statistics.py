@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import xarray as xr
+from scipy.special import logsumexp, softmax
 
 from meanfield._checks import Array
 from meanfield.reductions.sample import AttentionSample, Labels
@@ -18,7 +19,8 @@ def statistics(sample: AttentionSample) -> xr.Dataset:
     sigma_v^2 - |c|^2. With `groups`: block_std s_b, the deviation of the group means of l; block_slope
     |Cov(v_b, l_b)/s_b|^2; block_residual and inner_variance, the variance of v between (less the slope) and within
     groups; block_squares sum_b (sum_b A)^2; group_logit_variance, the A-weighted mean of the variance of l within
-    groups. With `frames` and `query_frames`: own_mass rho and rest_offset |o_rest - o_own|^2. Dims (query,);
+    groups. With `frames` and `query_frames`: own_mass rho and rest_offset |o_rest - o_own|^2 (zero when
+    no other frame has mass). Dims (query,);
     exact, O(n N C).
     """
     weights, logits = sample.weights, sample.logits
@@ -43,12 +45,13 @@ def statistics(sample: AttentionSample) -> xr.Dataset:
         found |= _group_statistics(sample, centred)
     if sample.frames is not None and sample.query_frames is not None:
         own = own_mask(sample)
-        mass = (weights * own).sum(1)
-        if np.any((mass == 0.0) | (mass == 1.0)):
-            raise ValueError("a query's own frame holds none or all of its attention mass; give keys of two frames")
+        mass, other = (weights * own).sum(1), (weights * ~own).sum(1)
+        if np.any(mass == 0.0):
+            raise ValueError("a query's own frame holds none of its attention mass; give every query's frame keys")
         inside = (weights * own) @ sample.values / mass[:, None]
-        rest = (weights * ~own) @ sample.values / (1.0 - mass)[:, None]
-        found |= {"own_mass": mass, "rest_offset": ((rest - inside) ** 2).sum(1)}
+        rest = (weights * ~own) @ sample.values / np.where(other > 0.0, other, 1.0)[:, None]
+        apart = np.where(other > 0.0, ((rest - inside) ** 2).sum(1), 0.0)
+        found |= {"own_mass": mass / (mass + other), "rest_offset": apart}
     return xr.Dataset({name: ("query", values) for name, values in found.items()})
 
 
@@ -67,6 +70,14 @@ def own_mask(sample: AttentionSample) -> np.ndarray:
 def membership(labels: Labels) -> Array:
     """Indicator matrix (G, N) of the groups, in the order of their labels."""
     return (np.unique(labels)[:, None] == labels).astype(np.float64)
+
+
+def group_shares(sample: AttentionSample) -> tuple[Array, Array]:
+    """Weights (G, N) of the keys in their group's mean, and ln of the groups' masses (G,)."""
+    member = membership(sample.labels("groups")) > 0.0
+    log_mass = np.zeros(len(sample.keys)) if sample.log_mass is None else sample.log_mass
+    masked = np.where(member, log_mass, -np.inf)
+    return softmax(masked, axis=1), logsumexp(masked, axis=1)
 
 
 def _group_statistics(sample: AttentionSample, centred: Array) -> dict[str, Array]:

@@ -113,6 +113,36 @@ def test_identities_with_masses_are_those_of_equal_keys(case):
     assert transposed == pytest.approx(weights.T @ y, abs=tol.MEANFIELD_ROUNDING)
 
 
+@pytest.mark.filterwarnings("error")
+def test_identities_stay_in_their_ranges(case):
+    """Masses of e^{1e4} leave |A|_F^2 finite; logits of 1e4 leave entropies of one key at 0 or above."""
+    q, k, _, log_mass, scale = case
+    once = at.log_effective_keys(q, k, log_mass=log_mass, scale=scale)
+    shifted = at.log_effective_keys(q, k, log_mass=log_mass + 1e4, scale=scale)
+    assert shifted == pytest.approx(once + 1e4, rel=tol.MEANFIELD_ROUNDING)
+    assert np.all(at.effective_keys(q, k, log_mass=log_mass + 1e4) == np.inf)
+    assert at.row_entropies(q, k, scale=1e3).min() >= 0.0
+    assert at.effective_keys(q, k, scale=1e3).min() >= 1.0
+    for identity in (at.row_entropies, at.effective_keys, at.frobenius_squared):
+        with pytest.raises(ValueError, match=r"log_mass=-4\.5"):
+            identity(q, k, log_mass=np.full(90, -4.5))
+    with pytest.raises(ValueError, match="no digits of an entropy"):
+        at.row_entropies(q, k, scale=1e200)
+
+
+@pytest.mark.filterwarnings("error")
+def test_huge_and_tiny_inputs_within_the_range_of_floats(case):
+    _, x, v, _, _ = case
+    steep = 250.0 / (x**2).sum(1).max()
+    expected = at.attend_naive(x, x, v, scale=steep)[0]
+    for size in (1e-290, 1e290):
+        out = at.attend_symmetric(x, size * v, scale=steep)[0]
+        assert out / size == pytest.approx(expected, rel=tol.MEANFIELD_SHARP_ROWS, abs=tol.MEANFIELD_SHARP_ROWS)
+    expected = at.attend_naive(x, x, v)[0]
+    scaled = at.attend(1e200 * x, 1e-100 * x, v, scale=1e-100, block=16.0, workers=2.0)[0]
+    assert scaled == pytest.approx(expected, rel=tol.MEANFIELD_EXACT)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -124,8 +154,15 @@ def test_identities_with_masses_are_those_of_equal_keys(case):
         ({"block": 0}, "block=0"),
         ({"workers": -1}, "workers=-1"),
         ({"dtype": np.float16}, "float16"),
+        ({"block": 2.5}, "block=2.5"),
+        ({"scale": 1e308}, r"scale=1e\+308"),
+        ({"scale": 1e300, "dtype": np.float32}, "range of float32"),
+        ({"q": np.full((3, 6), 1e30), "k": np.full((90, 6), 1e30), "dtype": np.float32}, "range of float32"),
+        ({"q": np.full((3, 6), 1e200), "k": np.full((90, 6), 1e200)}, "range of float64"),
+        ({"v": np.full((90, 4), 1e308)}, "range of float64"),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_bad_input_is_named(case, change, message):
     q, k, v, log_mass, scale = case
     arguments = {"q": q, "k": k, "v": v, "log_mass": log_mass, "scale": scale} | change

@@ -63,6 +63,21 @@ def test_gaussian_logits_reproduce_the_printed_numbers():
     assert (cf._QUARTER, cf._QUARTER_ENERGY) == pytest.approx((0.80504, np.exp(-0.5)), abs=5e-6)
 
 
+def test_gaussian_logit_ranks_stay_within_the_number_of_tokens():
+    n = np.array([2.0, 3.0, 10.0, 1e4, 1e12])
+    closed = cf.gaussian_logit_ranks(n, 0.499 * np.log(n))
+    for name in ("effective_rank", "effective_rank_energy", "stable_rank", "participation_ratio"):
+        assert np.all((closed[name] >= 1.0) & (closed[name] <= n)), name
+    assert np.all(closed["renyi2_entropy"] > 0.0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_excess_of_the_smallest_spread_is_finite():
+    assert cf.collapsed_token_excess(1e12, 1e-300)["effective_rank"] == pytest.approx(
+        1e-144 * (1.0 + 156.0 * np.log(10.0)), rel=tol.MEANFIELD_ROUNDING
+    )
+
+
 def test_gaussian_queries_and_keys_against_their_population():
     """The closed forms equal the sums over the product of geometric sequences they summarise."""
     c = np.array([0.1, 0.02])
@@ -139,7 +154,8 @@ def test_contraction_and_the_law_agree_on_equiangular_attention():
     [
         (lambda: cf.gaussian_qk_ranks([0.1, 0.5]), r"0\.5, outside"),
         (lambda: cf.gaussian_qk_ranks([-0.1]), r"-0\.1"),
-        (lambda: cf.gaussian_logit_ranks(100, 9.3), r"9\.3 exceeds 2 ln N"),
+        (lambda: cf.gaussian_logit_ranks(1e12, 2.0 * np.log(1e12)), r"55\.262 exceeds ln\(N\)/2"),
+        (lambda: cf.gaussian_logit_ranks(2, 0.35), r"0\.35 exceeds ln\(N\)/2"),
         (lambda: cf.gaussian_logit_ranks(-3, 0.1), "N=-3"),
         (lambda: cf.gaussian_logit_ranks(100, np.inf), "inf"),
         (lambda: cf.equiangular_token_ranks(10, 1.5), r"spread=1\.5"),

@@ -1,9 +1,11 @@
 """The finite-volume solver: conservation, positivity, and its orders against exact solutions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from meanfield.diffusion import DiffusionConfig, forward_diffusivity, solve_diffusion
+from meanfield.diffusion import DiffusionConfig, _Equation, _tr_bdf2, forward_diffusivity, solve_diffusion
 from meanfield.exact_diffusion import (
     barenblatt,
     barenblatt_radius,
@@ -165,6 +167,16 @@ def test_transport_alone_moves_the_mean_exactly():
     assert float(ds["mean"][1] - ds["mean"][0]) == pytest.approx(-1.5, rel=tol.DIFFUSION_TAIL)
 
 
+def test_the_jacobian_is_that_of_the_rate():
+    x = cells(8, 1.0)
+    u, step = 1.0 + x**2, 1e-6
+    equation = _Equation(x, lambda v, _t: v**2, lambda y, _t: 2.0 * y)
+    bands = equation.jacobian(u, 0.0)
+    dense = np.diag(bands[1]) + np.diag(bands[0, 1:], 1) + np.diag(bands[2, :-1], -1)
+    moved = [(equation.rate(u + e, 0.0) - equation.rate(u - e, 0.0)) / (2.0 * step) for e in step * np.eye(8)]
+    np.testing.assert_allclose(dense, np.transpose(moved), atol=tol.DIFFUSION_DIFFERENCES)
+
+
 def test_the_discrete_equilibrium_of_a_pull_is_kept():
     x = cells(60, 3.0)
     faces = 0.5 * (x[1:] + x[:-1])
@@ -212,6 +224,10 @@ def test_forward_diffusivity_passes_zero_and_refuses_nan():
         ({"initial": [0.0, 0.0, 0.0]}, "0 everywhere"),
         ({"times": [0.0, 0.0]}, "do not increase"),
         ({"drift": lambda x, _t: np.full_like(x, np.inf)}, "drift contains inf"),
+        ({"drift": lambda _x, _t: np.ones(5)}, r"drift has shape \(5,\)"),
+        ({"drift": 1.0}, "drift=1.0 is not a function"),
+        ({"x": [0.0, 1e-200, 2e-200]}, "spacing of x"),
+        ({"initial": [0.0, 5e-324, 0.0]}, "largest initial value"),
     ],
 )
 def test_invalid_problems_are_named(change, message):
@@ -221,7 +237,49 @@ def test_invalid_problems_are_named(change, message):
 
 
 @pytest.mark.parametrize(
-    "change", [{"step": 0.0}, {"step": np.nan}, {"method": "euler"}, {"tolerance": -1.0}, {"halvings": 0}]
+    ("diffusivity", "step", "message"),
+    [
+        (1.0, 0.1, "diffusivity=1.0 is not a function"),
+        (lambda _u, _t: np.ones(7), 0.1, r"D has shape \(7,\)"),
+        (lambda _u, _t: 1e20, 0.05, "Newton's method did not converge.*below 1e15"),
+        (lambda _u, _t: 1.0, 1e20, "Newton's method did not converge"),
+        (lambda u, _t: 1e3 * np.sin(1e6 * u) ** 2, 0.1, "Newton's method did not converge"),
+    ],
+)
+def test_failures_of_newtons_method_are_named(diffusivity, step, message):
+    x = cells(21, 1.0)
+    with pytest.raises(ValueError, match=message):
+        solve_diffusion(
+            x, np.exp(-(x**2)), [0.0, step], diffusivity, config=DiffusionConfig(step, iterations=2, halvings=2)
+        )
+
+
+def test_second_order_steps_are_positive_up_to_their_bound_without_drift():
+    """(2 - sqrt 2) step = h^2/D: no step is halved; with |b| h = 5 D a halving is needed and keeps u >= 0."""
+    x = cells(41, 1.0)
+    spike, width = np.where(np.abs(x) < 1e-9, 1.0, 0.0), x[1] - x[0]
+    config = DiffusionConfig(width**2 / (2.0 - np.sqrt(2.0)), "tr-bdf2", halvings=1)
+    for drift in (None, lambda _x, _t: 5.0 / width):
+        ds = solve_diffusion(
+            x, spike, [0.0, config.step], lambda _u, _t: 1.0, drift, config=replace(config, halvings=9)
+        )
+        assert float(ds.density.min()) >= 0.0
+    bare = _tr_bdf2(_Equation(x, lambda _u, _t: 1.0, None), spike, 0.0, config.step, config)
+    drifting = _tr_bdf2(_Equation(x, lambda _u, _t: 1.0, drift), spike, 0.0, config.step, config)
+    assert bare.min() >= -tol.MEANFIELD_ROUNDING and drifting.min() < -0.01
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": 0.0},
+        {"step": np.nan},
+        {"method": "euler"},
+        {"tolerance": -1.0},
+        {"halvings": 0},
+        {"halvings": 2.5},
+        {"iterations": 2.5},
+    ],
 )
 def test_invalid_configurations_are_named(change):
     with pytest.raises(ValueError, match=next(iter(change))):

@@ -1,5 +1,6 @@
 """Equiangular dynamics: particles, the constant of collapse, the solvable case, slopes and whole layers."""
 
+import mpmath as mp
 import numpy as np
 import pytest
 
@@ -97,22 +98,23 @@ def test_the_first_integral_is_conserved():
     assert invariant == pytest.approx(np.full(4, 0.7**2 * 0.9), rel=tol.DYNAMICS_INTEGRATION)
 
 
-@pytest.mark.parametrize("time", [0.0, 1.0, 5.0, 50.0])
-def test_flat_attention_is_solved_exactly(time):
-    system = eq.Equiangular(16, 0.0, 0.8, norm=1.3, gain=0.7)
-    exact = eq.flat_attention_norm(system, time)
-    g, r = eq.trajectory(system, [time])
-    assert r[0] == pytest.approx(exact, rel=tol.DYNAMICS_INTEGRATION)
-    assert g[0] == pytest.approx(0.8 * 1.3**2 / exact**2, rel=tol.DYNAMICS_INTEGRATION)
+def test_the_first_integral_beside_its_pole():
+    """N = 1e12, g_0 = 1: the denominator ends at 1; against the substitution v = -ln(1 - (N - 1) s/N) by mpmath."""
+    n, beta = mp.mpf(10) ** 12, 27
+
+    def integrand(v):
+        s = n / (n - 1) * -mp.expm1(-v)
+        return mp.expm1(beta * s) / s / (n - 1)
+
+    exact = mp.quad(integrand, mp.linspace(0, mp.log(n), 20))
+    assert eq.first_integral(0.0, 1.0, beta, 1e12) == pytest.approx(float(exact), rel=tol.MEANFIELD_SERIES)
 
 
-def test_many_tokens_make_attention_flat():
-    """N -> infinity at fixed beta gives the solution of beta = 0; the difference falls as 1/N."""
-    errors = []
-    for tokens in (1e4, 1e5):
-        system = eq.Equiangular(tokens, 2.0, 0.8, norm=1.3)
-        errors.append(eq.trajectory(system, [5.0])[1][0] / eq.flat_attention_norm(system, 5.0) - 1.0)
-    assert errors[0] / errors[1] == pytest.approx(10.0, rel=tol.DYNAMICS_ORDER)
+@pytest.mark.parametrize("name", ["peri", "ngpt"])
+def test_initial_slopes_of_sharp_logits(name):
+    """At beta = 400, e^{2 beta} overflows: 2 e^{-beta} is left."""
+    slope = eq.initial_slope(eq.Equiangular(8, 400.0, normalisation=name))
+    assert slope == pytest.approx(2.0 * np.exp(-400.0), rel=tol.MEANFIELD_ROUNDING)
 
 
 def test_distance_to_the_dirac_from_tokens():
@@ -203,6 +205,7 @@ def test_metastability_of_iid_tokens():
     tokens, dim = 64, 1024
     start = rng.standard_normal((tokens, dim))
     start /= np.linalg.norm(start, axis=1, keepdims=True)
+    start = np.linalg.cholesky(start @ start.T)  # the same tokens in their own 64-dimensional span
     left = {}
     for share in (0.5, 2.0):
         beta = share * np.log(tokens)
@@ -236,14 +239,23 @@ def test_iid_tokens_keep_the_constant_of_collapse():
         (lambda: eq.Equiangular(8, 1.0, normalisation="post", norm=2.0), "unit sphere"),
         (lambda: eq.trajectory(eq.Equiangular(8, 1.0), [1.0, 0.5]), "decrease"),
         (lambda: eq.layers(eq.Equiangular(8, 1.0, normalisation="ngpt"), 3), "use trajectory"),
-        (lambda: eq.layers(eq.Equiangular(8, 1.0), -1), "count=-1"),
+        (lambda: eq.layers(eq.Equiangular(8, 1.0), -1), "depth=-1"),
         (lambda: eq.collapse_constant(eq.Equiangular(8, 1.0, normalisation="post")), "'post'"),
         (lambda: eq.first_integral(0.5, 0.2, 1.0, 8), "g <= g_0"),
         (lambda: eq.initial_slope(eq.Equiangular(8, 1.0, 0.5)), "spread=0.5"),
         (lambda: eq.collapse_exponent(eq.Equiangular(8, 1.0), 3.0), "power of t"),
         (lambda: eq.wasserstein_to_dirac(1.5, 2.0), None),
         (lambda: eq.wasserstein_to_dirac(2.5, 8), "spread=2.5"),
-        (lambda: eq.flat_attention_norm(eq.Equiangular(8, 0.0), -1.0), "time=-1"),
+        (lambda: eq.Equiangular(8, [1.0, 2.0]), "beta has shape"),
+        (lambda: eq.Equiangular(8, 1.0, spread=[0.5]), "spread has shape"),
+        (lambda: eq.layers(eq.Equiangular(8, 1.0), 2.5), "depth=2.5 is not a whole number"),
+        (lambda: eq.layers(eq.Equiangular(8, 1.0, gain=1e300), 3), "lower the gain"),
+        (lambda: eq.depth_regime(eq.Equiangular(8, 1.0), [3]), "depth has shape"),
+        (lambda: eq.first_integral([0.0], 1.0, 1.0, 8), "spread has shape"),
+        (lambda: eq.cosine_velocity(eq.Equiangular(8, 1.0, normalisation="peri"), 2.0, 1.0), "spread=2"),
+        (lambda: eq.cosine_velocity(eq.Equiangular(3, 0.0, normalisation="ngpt"), 1.5, 1.0), "spread=1.5"),
+        (lambda: eq.collapse_constant(eq.Equiangular(2, 700.0, 1.0)), "use ln C"),
+        (lambda: eq.trajectory(eq.Equiangular(8, 300, 0.5, "usa"), [1e-3]), "integration from t=0 failed"),
         (lambda: eq.depth_regime(eq.Equiangular(8, 0.0, normalisation="post"), 3), "'post'"),
     ],
 )

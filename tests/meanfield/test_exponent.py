@@ -97,6 +97,11 @@ def test_vggt_at_initialisation_reaches_none():
         assert "r_L/r_0 = 1 " in found.attrs["power_law"] and "spread g" in found.attrs["decaying_quantity"]
 
 
+@pytest.mark.filterwarnings("error")
+def test_no_values_have_no_power_law():
+    assert fit_power_law(np.ones((10, 0)), np.ones(0)).sentence() == "no power law: no values"
+
+
 def test_few_layers_have_no_exponent():
     found = predict_rank(3, np.array([100.0, 1000.0]))
     assert np.isnan(found.depth_exponent).all() and not found.power_law.any()

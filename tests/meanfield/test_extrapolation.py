@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from meanfield import ranks
-from meanfield.extrapolation import one_probe_law, two_probe_law
+from meanfield.extrapolation import SLOPE_RANGE, SUMMABLE, ProbeLaw, one_probe_law, two_probe_law
+from meanfield.params import preset
 from tests import tolerances as tol
 from tests.meanfield.dense import sphere_singular_values
 
@@ -60,6 +61,30 @@ def test_two_probes_are_calibrated_on_the_larger(spectra):
     assert moved == pytest.approx(ranks.effective_rank(large), rel=tol.MEANFIELD_CALIBRATION)
 
 
+def test_no_rank_of_the_preset_grows_faster_than_n():
+    """From the probe to 1e12 tokens, at every head of every scene; misses of the calibration are recorded."""
+    params = preset("testbed")
+    tokens = np.exp(np.arange(np.log(params.probe_tokens[-1]), np.log(1e12), 1.0))
+    laws = [law for member in params.replicates[:3] for law in member.laws.unique]
+    for law in laws:
+        found = law.ranks(tokens)
+        for name in ("effective_rank", "effective_rank_energy", "stable_rank", "participation_ratio"):
+            assert np.diff(np.log(found[name])).max() < 1.0, name
+        slopes = np.diff(np.log(law.p)) / np.diff(law.log_w)
+        assert slopes.max() < SLOPE_RANGE[1] + tol.MEANFIELD_GRID and slopes[-1] <= SUMMABLE + tol.MEANFIELD_EXACT
+    assert 0.0 < np.mean([not law.calibrated for law in laws]) < 0.5
+
+
+def test_probes_that_no_tail_connects_say_so(spectra):
+    small, large, _ = spectra[8, 3.0]
+    assert two_probe_law(small, 100, large, 200).calibrated
+    low = np.array([1.0, 0.3, *(0.1 * 0.5 ** np.arange(98))])
+    high = np.append(1.0, np.full(199, 0.3))
+    law = two_probe_law(low, 100, high, 200)
+    assert not law.calibrated and law.tail_factor * law.slope >= SLOPE_RANGE[1]
+    assert not one_probe_law(large, 200).calibrated
+
+
 def test_a_sink_grows_as_seen_between_the_probes():
     rest = 0.3 * 0.9 ** np.arange(40)
     law = two_probe_law(np.append(2.0, rest), 64, np.append(2.0 * 2**0.25, rest), 128)
@@ -86,6 +111,14 @@ def test_top_singular_values_are_carried(spectra):
         (lambda s: one_probe_law(s[:4], 100), "at least 8"),
         (lambda s: two_probe_law(s, 200, s, 100), "smaller"),
         (lambda s: one_probe_law(s, 100).singular_values(1000, 90), "k=90"),
+        (lambda s: one_probe_law(s, np.nan), "probe_tokens contains nan"),
+        (lambda s: ProbeLaw(s, 100, tail_factor=np.nan), "tail_factor contains nan"),
+        (lambda s: ProbeLaw(s, 100, tail_factor=-1.0), "tail_factor=-1"),
+        (lambda s: ProbeLaw(s, 100, growth_exponent=np.nan), "growth_exponent contains nan"),
+        (lambda s: one_probe_law([1.0, 1e-300, *np.zeros(8)], 100), "rank one"),
+        (lambda s: one_probe_law([1.0, 1e-160, *np.zeros(8)], 100), "rank one"),
+        (lambda s: one_probe_law(s * 1e-200, 100), "rank one"),
+        (lambda s: one_probe_law(s * 1e200, 100), "two largest"),
     ],
 )
 def test_bad_probes_are_named(spectra, call, message):

@@ -5,7 +5,9 @@ import pytest
 from scipy.special import ive
 
 from meanfield import ranks, sphere
-from meanfield.finite_n import PopulationLaw, condensed, sphere_law, sphere_ranks
+from meanfield.condensation import condensed
+from meanfield.finite_n import PopulationLaw
+from meanfield.qk_norm import sphere_law, sphere_ranks
 from tests import tolerances as tol
 from tests.meanfield.dense import sphere_singular_values
 

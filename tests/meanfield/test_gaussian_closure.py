@@ -132,6 +132,26 @@ def test_attention_on_a_gaussian_is_affine():
     assert np.all(np.abs(mean - gc.attention_output(cloud, logits, query)) < 4.0 * error)
 
 
+def test_growth_by_powers_is_no_blow_up():
+    cloud = gc.GaussianCloud([0, 0], np.eye(2))
+    flow = gc.covariance_flow(cloud, [[0, 1], [0, 0]], [[0, 0], [0, 1]], [0, 2e4])
+    assert float(flow["covariance"][1, 0, 0]) == pytest.approx(1.0 + 4e8, rel=tol.DYNAMICS_INTEGRATION)
+
+
+@pytest.mark.parametrize(
+    ("mean", "covariance", "beta", "times"),
+    [
+        ([0.1, 0.0], np.eye(2), 3.0, [0.0, 10.0]),
+        ([0.1, 0.0], np.eye(2), 3.0, [1000.0]),
+        ([1.0], [[1.0]], 1e3, [0.0, 1e6]),
+        ([1.0, 0.0], 0.3 * np.eye(2), 1e12, [1.0]),
+    ],
+)
+def test_condensation_is_noticed_between_the_output_times(mean, covariance, beta, times):
+    with pytest.raises(ValueError, match="rows condense"):
+        gc.pre_ln_closure(gc.GaussianCloud(mean, covariance), beta, times, 1000)
+
+
 def test_the_blow_up_is_named():
     cloud = gc.GaussianCloud(np.zeros(2), np.diag([1.0, 0.5]))
     assert gc.blowup_time(cloud, 0.4) == pytest.approx(1.25, rel=tol.MEANFIELD_ROUNDING)
@@ -159,6 +179,12 @@ def test_the_blow_up_is_named():
         (lambda: gc.anisotropy_rate(0.5, 2.0, 1.0), "share=2"),
         (lambda: gc.covariance_flow(_cloud(), np.eye(2), np.eye(4), [1.0]), "must be"),
         (lambda: gc.gaussian_variance(-1.0, 1.0, 1.0), "variance=-1"),
+        (lambda: gc.GaussianCloud([], np.zeros((0, 0))), "d >= 1"),
+        (lambda: gc.pre_ln_closure(_cloud(), [1.0], [1.0], 100), "beta has shape"),
+        (lambda: gc.pre_ln_closure(gc.GaussianCloud([1e200], np.eye(1)), 1.0, [1.0], 100), "another unit"),
+        (lambda: gc.blowup_time(_cloud(), [1.0]), "gain has shape"),
+        (lambda: gc.normalised_velocity([1, 1], [1, 5], 2.0), "divide by r"),
+        (lambda: gc.normalised_velocity([0.4, 0.4], [0.2], 2.0), "divide by r"),
     ],
 )
 def test_bad_input_is_named(call, message):

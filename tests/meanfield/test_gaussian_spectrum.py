@@ -18,11 +18,11 @@ def measured_rank(seed, tokens, c):
     return float(effective_rank(np.linalg.svd(softmax(z @ y.T), compute_uv=False)))
 
 
-@pytest.mark.parametrize(("dim", "variance"), [(8, 0.9), (8, 3.1), (32, 1.9)])
-def test_effective_rank_by_dense_svd(dim, variance):
+@pytest.mark.parametrize(("tokens", "dim", "variance"), [(500, 8, 3.1), (200, 32, 1.9)])
+def test_effective_rank_by_dense_svd(tokens, dim, variance):
     c = np.full(dim, variance / dim)
-    law = gs.gaussian_ranks(500, c)["effective_rank"]
-    assert law == pytest.approx(measured_rank(0, 500, c), rel=tol.MEANFIELD_SHELLS)
+    law = gs.gaussian_ranks(tokens, c)["effective_rank"]
+    assert law == pytest.approx(measured_rank(0, tokens, c), rel=tol.MEANFIELD_SHELLS)
 
 
 def test_unequal_covariance_by_dense_svd():
@@ -76,6 +76,33 @@ def test_softmax_weight_is_bounded_by_n():
     assert 99.0 < weight.item() <= 100.0 * (1.0 + tol.MEANFIELD_EXACT)
 
 
+def test_exact_energy_by_monte_carlo():
+    rng, n, dim, c = np.random.default_rng(0), 30, 3, 0.7
+    z, y = np.sqrt(c) * rng.standard_normal((4000, 1, dim)), rng.standard_normal((4000, n, dim))
+    draws = n * (softmax((z * y).sum(-1)) ** 2).sum(-1)
+    assert abs(draws.mean() - gs.exact_energy(n, dim, c)) < tol.SIGMAS * draws.std() / np.sqrt(draws.size)
+
+
+def test_law_has_the_exact_energy():
+    energies = gs.gaussian_law(500, np.full(4, 0.3)).population()
+    assert energies[1] @ energies[0] ** 2 == pytest.approx(gs.exact_energy(500.0, 4.0, 0.3), rel=tol.MEANFIELD_EXACT)
+
+
+def test_sink_of_alike_rows_by_dense_svd():
+    """c -> 0: s_1^2 = N sum A^2 of the common row, within 4 standard errors over draws."""
+    rng, n = np.random.default_rng(0), 200
+    rows = softmax(np.sqrt(2.0) * rng.standard_normal((4000, n)))
+    draws = n * (rows**2).sum(1)
+    law = gs.sink_leading(n, np.full(3, 1e-9), np.array([1.0, 0.0, 1.0])) ** 2
+    assert abs(draws.mean() - law) < tol.SIGMAS * draws.std() / np.sqrt(draws.size)
+
+
+def test_sink_tends_to_the_closed_value():
+    c, mean = np.array([0.1, 0.2]), np.array([0.5, 0.3])
+    closed = float(gaussian_qk_ranks(c, mean)["leading_singular_value"])
+    assert gs.sink_leading(1e9, c, mean) == pytest.approx(closed, rel=tol.MEANFIELD_EXACT * 100.0)
+
+
 def test_geometric_population_has_the_closed_sums():
     c = np.array([0.1, 0.02, 0.05])
     sigma, mult = gs.geometric_population(c)
@@ -107,6 +134,9 @@ def test_equivalent_keeps_the_logit_variance_and_ignores_empty_directions():
         (lambda: gs.gaussian_ranks(-5, [0.1, 0.1]), "N=-5"),
         (lambda: gs.gaussian_ranks(500, [np.nan, 0.1]), "nan"),
         (lambda: gs.geometric_population([0.6]), r"0\.6"),
+        (lambda: gs.sink_leading(500, [0.6], [1.0]), r"0\.6"),
+        (lambda: gs.sink_leading(500, [0.1], [np.inf]), "inf"),
+        (lambda: gs.sink_leading(-5, [0.1], [1.0]), "N=-5"),
     ],
 )
 def test_outside_the_domain_is_named(call, message):

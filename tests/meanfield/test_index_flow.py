@@ -1,5 +1,6 @@
 """The heat flow over token indices with a real attention matrix."""
 
+import mpmath as mp
 import numpy as np
 import pytest
 from scipy.sparse.linalg import aslinearoperator
@@ -81,6 +82,26 @@ def test_every_mode_decays_by_its_exact_amplitude_and_power():
     np.testing.assert_allclose(slope, -q, rtol=tol.FLOW_EXPONENT)
 
 
+@pytest.mark.parametrize(
+    ("layers", "ratio", "deficit"),
+    [(100, 1e10, 0.5), (100, 1e8, 0.5), (1e15, 1.0, 0.5), (1e10, 1e15, 0.5), (3, 2.0, 0.0), (7, 30.0, 25.0)],
+)
+def test_amplitudes_keep_their_digits(layers, ratio, deficit):
+    with mp.workdps(50):
+        exact = mp.gammaprod(
+            [mp.mpf(layers) + ratio - deficit, ratio], [mp.mpf(layers) + ratio, ratio - mp.mpf(deficit)]
+        )
+        loss = float(1 - exact)
+    found = float(flow.mode_amplitude(layers, deficit, ratio))
+    assert found == pytest.approx(float(exact), rel=tol.MEANFIELD_ROUNDING)
+    assert 1.0 - found == pytest.approx(loss, rel=1e-7, abs=1e-15)
+
+
+def test_a_periodic_walk_has_its_distribution():
+    cycle = np.array([[0.0, 1.0], [1.0, 0.0]])
+    np.testing.assert_allclose(flow.stationary_distribution(cycle), 0.5, rtol=tol.MEANFIELD_ROUNDING)
+
+
 def test_the_power_law_is_the_limit_of_thin_layers():
     deep = flow.mode_amplitude(10_000, 0.7, 3.0, 1e-3)
     assert flow.mode_power_law(10_000, 0.3, 3.0, 1e-3) == pytest.approx(deep, rel=1e-3)
@@ -132,6 +153,14 @@ A, X = attention(4)
         (lambda: flow.mode_amplitude(3, 1.0, 1.0), "deficit=1"),
         (lambda: flow.mode_amplitude(-1, 0.5, 1.0), "layers=-1"),
         (lambda: flow.mode_power_law(1.0, 1.5, 1.0), "eigenvalue=1.5"),
+        (lambda: flow.mode_amplitude(3, 0.5, [2.0, 5.0]), "initial_norm has shape"),
+        (lambda: flow.mode_power_law(3.0, 0.5, [2.0, 5.0]), "initial_norm has shape"),
+        (lambda: flow.pre_norm_gains(2, [2.0, 5.0]), "initial_norm has shape"),
+        (lambda: flow.pre_norm_gains(2.5, 1.0), "layers=2.5"),
+        (lambda: flow.index_flow(A, X, [[0.5, 0.2]]), "gains have shape"),
+        (lambda: flow.index_flow(A, X, [1e300], method="implicit"), "gains=1e"),
+        (lambda: flow.stationary_distribution(np.eye(3)), "not unique"),
+        (lambda: flow.stationary_distribution(A.astype(complex)), "complex"),
     ],
 )
 def test_invalid_arguments_are_named(call, message):

@@ -80,6 +80,10 @@ def test_alternating_attention_is_a_special_case(coherence):
         (lambda: lr.response_exponents([]), "at least one block"),
         (lambda: lr.response_exponents([lr.Block(0.0, (1.0, 0.0))]), "no growth"),
         (lambda: lr.mode_rollout([lr.Block(1.0, (1.0, 0.0))], [1.0, 1.0, 1.0], 2), "2 modes"),
+        (lambda: lr.Block([1.0], (1.0, 0.0)), "gain has shape"),
+        (lambda: lr.mode_rollout([lr.Block(1.0, (1.0, 0.0))], [1.0, 1.0], -1), "layers=-1"),
+        (lambda: lr.mode_rollout([lr.Block(1.0, (1.0, 0.0))], [0.0, 0.0], 2), "start is 0"),
+        (lambda: lr.mode_rollout([lr.Block(1.0, (1.0, -1.0))], [0.0, 1.0], 3), "vanish"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -139,6 +139,10 @@ def test_sinkhorn_and_softmax_coefficients_on_samples():
     assert ms.softmax_coefficient(beta, x.var()) == pytest.approx(found, rel=tol.SINKHORN_SAMPLES)
 
 
+def test_sinkhorn_coefficient_of_a_narrow_kernel_does_not_overflow():
+    assert ms.sinkhorn_coefficient(1e200, 1.0) == pytest.approx(1.0, rel=tol.MEANFIELD_ROUNDING)
+
+
 def test_narrow_kernels_shift_half_as_fast_with_sinkhorn():
     ratio = (1.0 - ms.sinkhorn_coefficient(1e4, 1.0)) / (1.0 - ms.softmax_coefficient(1e4, 1.0))
     assert ratio == pytest.approx(0.5, rel=1e-3)
@@ -156,6 +160,8 @@ def test_narrow_kernels_shift_half_as_fast_with_sinkhorn():
         (lambda: ms.local_diffusivity(-1.0, 1.0, "none"), "density=-1"),
         (lambda: ms.sinkhorn_coefficient(0.0, 1.0), "beta=0"),
         (lambda: ms.softmax_coefficient(1.0, -1.0), "variance=-1"),
+        (lambda: ms.local_velocity(1.0, 1.0, 1.0, []), r"normalisation=\[\]"),
+        (lambda: ms.local_diffusivity(1.0, 1.0, "none", value=[-1.0]), "value has shape"),
     ],
 )
 def test_invalid_arguments_are_named(call, message):

@@ -39,6 +39,21 @@ def test_masses_beyond_the_range_of_floats(weighted, shift):
     assert merged.log_total_mass == pytest.approx(moved.log_total_mass, rel=tol.MEANFIELD_ROUNDING)
 
 
+def test_directions_of_vectors_of_any_length():
+    direction = [0.6, 0.8]
+    for length in (1e-300, 1.0, 1e300):
+        assert unit(length * np.array(direction)) == pytest.approx(direction, rel=tol.MEANFIELD_ROUNDING)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_total_mass_beyond_floats_is_infinite(weighted):
+    measure, _ = weighted
+    huge = Measure(measure.points, measure.log_mass + 1e4)
+    assert huge.total_mass == np.inf
+    total = measure.total_mass
+    assert huge.spread() == pytest.approx(measure.spread() * (total - 1.0) / total, rel=tol.MEANFIELD_ROUNDING)
+
+
 def test_spread_is_one_minus_the_mean_cosine_of_pairs():
     x = np.random.default_rng(1).standard_normal((40, 6)) + 0.5
     theta = unit(x)
@@ -75,7 +90,7 @@ def test_the_union_adds_masses(weighted):
     both = measure.union(other)
     assert both.mean == pytest.approx(np.concatenate([tokens, other.points]).mean(0), rel=tol.MEANFIELD_ROUNDING)
     assert both.total_mass == pytest.approx(len(tokens) + 2.0, rel=tol.MEANFIELD_ROUNDING)
-    assert other.union(other).log_mass is None
+    assert other.union(other.points).log_mass is None
 
 
 def test_distance_to_a_dirac(weighted):
@@ -114,6 +129,9 @@ def test_a_measure_cannot_be_changed():
         (lambda: Measure(np.zeros((0, 3))), r"\(0, 3\)"),
         (lambda: Measure(np.zeros(3)), r"\(3,\)"),
         (lambda: Measure([[np.nan, 1.0]]), "nan"),
+        (lambda: Measure([[1e200, 1.0]]), r"points=1e\+200"),
+        (lambda: unit(3.0), r"vectors have shape \(\)"),
+        (lambda: Measure(np.ones((2, 2))).union(np.ones((2, 3))), "dim=3"),
         (lambda: Measure(np.ones((2, 2)), [0.0]), r"log_mass has shape \(1,\)"),
         (lambda: Measure(np.ones((2, 2)), [0.0, -np.inf]), "-inf"),
         (lambda: Measure([[0.0, 0.0]]).directions(), "no direction"),

@@ -31,6 +31,14 @@ def test_one_class_is_the_finite_n_law(tokens, kappa, dim):
         assert classes[name] == pytest.approx(float(plain[name]), rel=tol.MEANFIELD_ONE_CLASS)
 
 
+def test_heavy_tail_of_one_class_is_that_of_the_finite_n_law():
+    sigma, mult = sphere_spectrum(8.0, 32)
+    classes = MixtureLaw(np.ones(1), np.ones(1), sigma[:, None, None], mult, (0.6, -0.3)).ranks(400)
+    plain = PopulationLaw(sigma, mult, (0.6, -0.3)).ranks(400)
+    for name in MEASURES:
+        assert classes[name] == pytest.approx(float(plain[name]), rel=tol.MEANFIELD_ONE_CLASS)
+
+
 def test_resolvent_of_one_class_solves_the_law():
     tokens, law = 300, one_class(3.0, 8)
     log_v, t = law.resolvent(tokens)

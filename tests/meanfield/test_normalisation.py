@@ -5,7 +5,7 @@ import pytest
 
 from meanfield.attention import attend_naive
 from meanfield.measure import unit
-from meanfield.normalisation import NORMALISATIONS, MixLN, PostLN, PreLN, normalisation
+from meanfield.normalisation import NORMALISATIONS, MixLN, PostLN, PreLN, SqrtScaling, normalisation
 from tests import tolerances as tol
 
 EACH = pytest.mark.parametrize("placement", NORMALISATIONS, ids=lambda placement: placement.name)
@@ -71,3 +71,21 @@ def test_names_are_looked_up():
         normalisation("layer")
     with pytest.raises(ValueError, match="switch=-1"):
         MixLN(-1.0)
+
+
+@pytest.mark.filterwarnings("error")
+@EACH
+def test_velocities_without_a_direction_are_refused(placement):
+    x = np.eye(3)
+    with pytest.raises(ValueError, match="no direction"):
+        placement.velocity(0.0 * x, x, 1.0, 0.0)
+    if placement.name in ("peri-ln", "ngpt"):
+        with pytest.raises(ValueError, match="attention output"):
+            placement.velocity(x, 0.0 * x, 1.0, 0.0)
+    else:
+        assert np.all(placement.velocity(x, 0.0 * x, 1.0, 0.0) == 0.0)
+
+
+def test_depths_are_not_negative():
+    with pytest.raises(ValueError, match="depth=-5"):
+        SqrtScaling().layer(np.eye(3), np.eye(3), 1.0, -5)

@@ -211,6 +211,20 @@ def test_a_run_is_recorded_and_repeatable():
     assert first.data.spread[-1] == pytest.approx(first.final.spread(), rel=tol.MEANFIELD_ROUNDING)
 
 
+def test_whole_numbers_may_be_floats():
+    x = np.random.default_rng(13).standard_normal((6, 4))
+    whole, floats = (simulate(x, Dynamics(frames=f), layers=n) for f, n in ((2, 3), (2.0, 3.0)))
+    assert whole.data.identical(floats.data)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_frobenius_norm_of_huge_masses():
+    x = np.random.default_rng(14).standard_normal((10, 4))
+    plain, massive = (observe(Measure(x, mass), beta=BETA) for mass in (None, np.full(10, 1e4)))
+    assert massive["frobenius_squared"] == pytest.approx(plain["frobenius_squared"], rel=tol.MEANFIELD_SHARP_ROWS)
+    assert observe(x, beta=BETA) == plain
+
+
 X = np.ones((6, 2))
 
 
@@ -226,7 +240,15 @@ X = np.ones((6, 2))
         (lambda: Dynamics(frame_gain=0.5), "without frames"),
         (lambda: simulate(X, Dynamics(frames=4), layers=1), "N=6 tokens are not frames=4"),
         (lambda: simulate(X, Dynamics(), layers=0), "layers=0"),
-        (lambda: simulate(X, Dynamics(), layers=2, record=[3]), "0 to 3"),
+        (lambda: simulate(X, Dynamics(), layers=2, record=[3]), "record contains 3"),
+        (lambda: simulate(X, Dynamics(), layers=2, record=[0.5]), r"record=0\.5"),
+        (lambda: simulate(X, Dynamics(), layers=np.inf), "layers contains inf"),
+        (lambda: simulate(X, Dynamics(), layers=[3]), "layers has shape"),
+        (lambda: Dynamics(frames=2.5), r"frames=2\.5"),
+        (lambda: Dynamics(beta=[1.0, 2.0]), "beta has shape"),
+        (lambda: simulate(1e200 * X, Dynamics(), layers=1), r"points=1e\+200"),
+        (lambda: haar(None, 2), "rng=None"),
+        (lambda: observe(Measure(X, [-0.5] * 6), beta=1.0), r"log_mass=-0\.5"),
         (lambda: simulate(X, Dynamics(noise=1.0), layers=1), "need rng"),
         (lambda: simulate(X, Dynamics(noise=1.0), layers=1, flow=rk4(), rng=np.random.default_rng()), "leave flow out"),
         (lambda: simulate(0 * X, Dynamics(), layers=1), "no direction"),

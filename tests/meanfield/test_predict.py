@@ -112,16 +112,36 @@ def test_prediction_is_fast(name):
     assert many < tol.MEANFIELD_MANY_CPU_SECONDS
 
 
-def test_the_table_of_laws_is_the_laws():
-    """Away from the cell where a rank saturates at N, the interpolated ranks are those of the laws."""
-    laws = preset("testbed").replicates[0].laws
-    tokens = np.exp(np.linspace(np.log(200.0), np.log(1e6), 12))
+@pytest.mark.parametrize("name", ["vggt-init", "testbed"])
+def test_the_table_of_laws_is_the_laws(name):
+    """All ranks of the presets from N = 2 on, between knots as on them; kinks (a rank reaches N) lie below N = 200."""
+    chosen = preset(name)
+    laws = (chosen.replicates[0] if chosen.replicates else chosen).laws
+    tokens = np.append([2.1, 2.7, 4.5, 6.0, 10.0, 30.0], np.exp(np.linspace(np.log(200.0), np.log(9e8), 20)))
     table = laws.ranks(tokens)
     assert len(laws.unique) * tokens.size > head_laws.DIRECT  # so it was the table
-    for name in ("effective_rank", "effective_rank_energy", "participation_ratio", "frobenius"):
-        exact = np.array([[law.ranks(tokens)[name] for law in row] for row in laws.laws])
-        saturates = exact > 0.9 * tokens
-        assert table[name][~saturates] == pytest.approx(exact[~saturates], rel=tol.MEANFIELD_TABLE), name
+    exact = [law.ranks(tokens) for law in laws.unique]
+    for rank in head_laws.RANKS:
+        truth = np.stack([found[rank] for found in exact])[laws._where]
+        assert table[rank][..., 6:] == pytest.approx(truth[..., 6:], rel=tol.MEANFIELD_TABLE), rank
+        assert table[rank][..., :6] == pytest.approx(truth[..., :6], rel=tol.MEANFIELD_TABLE_KINK), rank
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_number_of_tokens_overflows():
+    for name in ("testbed", "vggt-init"):
+        tokens = np.array([1e12, 1e300])
+        found = meanfield.predict_rank(2, tokens, params=name)
+        assert (found.attention_effective_rank <= tokens).all() and np.isfinite(found.attention_effective_rank).all()
+        assert np.isfinite(meanfield.predict_spectrum(name, 1e12, k=2).singular_value).all()
+
+
+def test_heads_without_a_calibrated_tail_are_counted():
+    found = meanfield.predict_rank(6, 1000, params="testbed")
+    members = preset("testbed").replicates
+    missed = [not law.calibrated for member in members for law in member.laws.unique]
+    assert found.attrs["uncalibrated"] == np.mean(missed) > 0.0
+    assert meanfield.predict_rank(2, 1000).attrs["uncalibrated"] == 0.0
 
 
 def test_probed_parameters_predict_more_frames(probed):
@@ -189,6 +209,14 @@ def test_more_layers_only_when_all_are_alike(probed):
         (lambda: meanfield.predict_rank(2, 100, params="vggt"), "'vggt' is not a preset"),
         (lambda: meanfield.predict_spectrum("vggt-init", 100, k=0), "k=0"),
         (lambda: meanfield.predict_spectrum("vggt-init", [10, 20]), "one number"),
+        (lambda: meanfield.predict_spectrum("vggt-init", 100, k=2.5), r"k=2\.5"),
+        (lambda: meanfield.predict_rank(np.inf, 100), "L contains inf"),
+        (lambda: meanfield.predict_rank(None, 100), "L"),
+        (lambda: meanfield.predict_rank([3], 100), "L has shape"),
+        (lambda: meanfield.predict_rank(2, 10**400), "N=1000"),
+        (lambda: meanfield.predict_rank(2, 100, level=[0.9, 0.95]), "level has shape"),
+        (lambda: meanfield.predict_rank(2, 100, params=None), "params is a NoneType"),
+        (lambda: meanfield.predict_rank(2, 100, params=3), "params is a int"),
     ],
 )
 def test_bad_requests_are_named(call, message):
@@ -196,9 +224,15 @@ def test_bad_requests_are_named(call, message):
         call()
 
 
+def test_whole_floats_are_whole_numbers():
+    assert meanfield.predict_rank(2.0, 1000.0).equals(meanfield.predict_rank(2, 1000))
+    assert meanfield.predict_spectrum("vggt-init", 1000, k=2.0).sizes["k"] == 2
+
+
 def test_a_missing_preset_file_says_how_to_make_it(tmp_path):
-    with pytest.raises(ValueError, match=r"RankParams\.from_probe"):
-        params_module.load_params(tmp_path / "testbed.json")
+    for path in (tmp_path / "testbed.json", str(tmp_path / "testbed.json")):
+        with pytest.raises(ValueError, match=r"RankParams\.from_probe"):
+            params_module.load_params(path)
 
 
 @pytest.mark.parametrize(
@@ -231,11 +265,38 @@ def test_inconsistent_probes_are_named(arrays, change, message):
         ({"small_entropy": np.ones((24, 16))}, "smaller of two probes"),
         ({"sphere_dim": np.ones((24, 16))}, "sphere_dim=1"),
         ({"sphere_dim": np.full((2, 2), 8.0)}, "sphere_dim has shape"),
+        ({"head_dim": np.nan}, "head_dim contains nan"),
+        ({"head_dim": 2.5}, r"head_dim=2\.5 is not a whole"),
+        ({"tokens_per_frame": 64.5}, r"tokens_per_frame=64\.5 is not a whole"),
+        ({"tokens_per_frame": np.inf}, "tokens_per_frame contains inf"),
+        ({"entropy": np.ones((24, 16)), "entropy_tokens": np.nan}, "entropy_tokens contains nan"),
+        ({"entropy": np.ones((24, 16)), "entropy_tokens": 0}, "entropy_tokens=0"),
+        ({"energies": np.zeros((24, 3))}, "in energies=0"),
+        ({"energies": np.full((24, 3), 1e308)}, r"energies=1e\+308"),
+        ({"start": (1e-320, 0.0, 0.0)}, "in start="),
+        ({"recursion": None}, "RankParams JSON"),
+        ({"recursion": {"colour": 1.0}}, "colour"),
+        ({"probes": None}, "RankParams JSON"),
+        ({"probes": [1]}, "RankParams JSON"),
+        ({"probes": [{"tokens": "a", "values": np.ones((24, 16, 8))}]}, "tokens='a'"),
+        ({"replicates": [3, 4]}, "JSON holds a int"),
     ],
 )
 def test_inconsistent_parameters_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         RankParams.from_dict({**preset("vggt-init").to_dict(), **change})
+
+
+def test_fields_of_another_type_are_named():
+    for change in ({"recursion": None}, {"probes": None}, {"probes": (1,)}, {"replicates": (3, 4)}):
+        with pytest.raises(ValueError, match=f"{next(iter(change))} is a "):
+            replace(preset("vggt-init"), **change)
+
+
+@pytest.mark.parametrize(("text", "message"), [("", "not JSON"), ("nonsense", "not JSON"), ("null", "NoneType")])
+def test_text_that_is_no_parameters_is_named(text, message):
+    with pytest.raises(ValueError, match=message):
+        RankParams.from_json(text)
 
 
 def test_json_with_other_keys_is_named():

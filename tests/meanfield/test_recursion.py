@@ -5,6 +5,7 @@ import pytest
 
 from meanfield import recursion as rec
 from meanfield.closed_forms import contraction
+from meanfield.exponent import fit_power_law
 from tests import tolerances as tol
 from tests.meanfield.dense import equiangular_tokens
 
@@ -21,18 +22,16 @@ def _shares(gain_frame, gain_global, coherence, layers=2000):
 def test_coherent_alternating_blocks_decay_with_the_exponents_of_2_2_e(gains):
     """Between frames 2 a_g/(a_f + a_g): exactly 1 at equal gains. Within frames 2."""
     shares = _shares(*gains, coherence=1.0)
-    between, error = rec.depth_exponent(shares[:, 1], last=0.3)
-    within, _ = rec.depth_exponent(shares[:, 2], last=0.3)
-    assert between == pytest.approx(2.0 * gains[1] / sum(gains), abs=tol.MEANFIELD_EXPONENT)
-    assert within == pytest.approx(2.0, abs=tol.MEANFIELD_EXPONENT)
-    assert error < tol.MEANFIELD_EXPONENT
+    fit = fit_power_law(shares[:, 1:], MANY, last=0.3)
+    assert fit.exponent == pytest.approx([2.0 * gains[1] / sum(gains), 2.0], abs=tol.MEANFIELD_EXPONENT)
+    assert np.all(fit.se < tol.MEANFIELD_EXPONENT)
 
 
 def test_random_values_decay_with_half_the_exponents():
     """2.2 D: random V gives 1 within frames; between frames a_g^2/(a_f^2 + a_g^2)."""
     shares = _shares(1.0, 1.0, coherence=0.0)
-    assert rec.depth_exponent(shares[:, 2], last=0.3)[0] == pytest.approx(1.0, abs=2 * tol.MEANFIELD_EXPONENT)
-    assert rec.depth_exponent(shares[:, 1], last=0.3)[0] == pytest.approx(0.5, abs=2 * tol.MEANFIELD_EXPONENT)
+    exponents = fit_power_law(shares[:, 1:], MANY, last=0.3).exponent
+    assert exponents == pytest.approx([0.5, 1.0], abs=2 * tol.MEANFIELD_EXPONENT)
 
 
 def test_fresh_noise_gives_one_over_depth_within_frames():
@@ -40,7 +39,7 @@ def test_fresh_noise_gives_one_over_depth_within_frames():
     parameters = rec.Recursion(0.0, 1.0, noise_token=0.5)
     energies = rec.rollout(parameters, [0.5, 0.0, 0.5], 3000, MANY, MANY)[1:]
     g = energies[:, 2] / energies.sum(-1)
-    assert rec.depth_exponent(g, last=0.3)[0] == pytest.approx(1.0, abs=tol.MEANFIELD_EXPONENT)
+    assert fit_power_law(g, MANY, last=0.3).exponent == pytest.approx(1.0, abs=tol.MEANFIELD_EXPONENT)
     assert g[-1] * 3000 == pytest.approx(0.5, rel=tol.MEANFIELD_NOISE_FLOOR)
 
 
@@ -100,6 +99,12 @@ def test_random_value_norm_is_the_limit_of_small_gains():
         errors.append(final.sum() - exact)
     assert errors[0] / errors[1] == pytest.approx(2.0, rel=tol.DYNAMICS_ORDER)
     assert rec.random_value_norm(1e8, start, energy, 0.3) == pytest.approx(0.09e8, rel=1e-5)
+
+
+def test_tiny_gains_and_depths_keep_their_laws():
+    tiny = rec.asymptotic_exponents(rec.Recursion(1e-200, 1e-200, 0.0))
+    assert tiny == pytest.approx((0.5, 1.0), rel=tol.MEANFIELD_ROUNDING)
+    assert rec.random_value_norm(1, 1.0, 0.5, 1e-9) == pytest.approx(1.0, rel=tol.MEANFIELD_ROUNDING)
 
 
 def test_fresh_noise_against_the_rollout_and_its_crossover():
@@ -166,18 +171,6 @@ def test_fit_recovers_the_recursion_and_carries_it_to_more_frames():
     assert there == pytest.approx(rec.rollout(true, start, 10, 32, 68), rel=tol.MEANFIELD_FIT)
 
 
-def test_depth_exponent_of_an_exact_power_and_of_a_noisy_one():
-    depth = np.arange(1, 41)
-    exponent, error = rec.depth_exponent(3.0 * depth**-1.3)
-    assert exponent == pytest.approx(1.3, rel=tol.MEANFIELD_ROUNDING) and error < 1e-12
-    rng = np.random.default_rng(0)
-    noisy = 3.0 * depth[:, None] ** -1.3 * np.exp(0.05 * rng.standard_normal((40, 200)))
-    exponents, errors = rec.depth_exponent(noisy)
-    assert exponents.shape == (200,)
-    assert np.std(exponents) == pytest.approx(np.sqrt(np.mean(errors**2)), rel=tol.MEANFIELD_SPREAD_OF_200)
-    assert np.isnan(rec.depth_exponent(np.zeros(5))[0])
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -187,13 +180,22 @@ def test_depth_exponent_of_an_exact_power_and_of_a_noisy_one():
         (lambda: rec.rollout(rec.Recursion(1, 1), [1, 1], 3, 2, 2), "last axis"),
         (lambda: rec.population_energies([1, 1, 1], 1, 10), "two or more"),
         (lambda: rec.fit_recursion(np.ones((3, 3)), 4, 68), "at least 4 layers"),
-        (lambda: rec.depth_exponent([1.0, 0.5]), "at least 3"),
         (lambda: rec.asymptotic_exponents(rec.Recursion(1, 1, noise_token=0.1)), "noise"),
         (lambda: rec.asymptotic_exponents(rec.Recursion(0, 0)), "no gain"),
         (lambda: rec.noisy_spread(0.0, 1.0, 1.0, 1.0), "depth=0"),
         (lambda: rec.noise_crossover(1.0, 0.0), "noise=0"),
         (lambda: rec.random_value_norm(5, 1.0, 1.0, 1.0), "spread_energy=1"),
         (lambda: rec.random_value_norm(np.nan, 1.0, 0.5, 1.0), "depth contains nan"),
+        (lambda: rec.random_value_norm([5], 1.0, 0.5, 1.0), "depth has shape"),
+        (lambda: rec.Recursion([1.0], 1.0), "gain_frame has shape"),
+        (lambda: rec.Recursion(1.0, 1.0, noise_token=[0.1]), "noise_token has shape"),
+        (lambda: rec.rollout(rec.Recursion(1, 1), [1, 1, 1], -1, 2, 2), "layers=-1"),
+        (lambda: rec.rollout(rec.Recursion(1, 1), [0, 0, 0], 3, 2, 2), "start are 0"),
+        (lambda: rec.rollout(rec.Recursion(1, 1, gain_growth=1000.0), [1, 1, 1], 3, 2, 2), "lower gain_growth"),
+        (lambda: rec.sample_energies([1, 1, 1], -2, 2), "frames=-2"),
+        (lambda: rec.sample_energies([1, 1, 1], 2, np.nan), "tokens_per_frame contains nan"),
+        (lambda: rec.spread([0, 0, 0], 6), "energies are 0"),
+        (lambda: rec.fit_recursion(np.zeros((6, 3)), 4, 68), "observed energies are 0"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -150,6 +150,9 @@ def test_own_and_other_sums_carry_to_more_exchangeable_frames():
     assert same == pytest.approx(sum(at4["entropy"]), rel=tol.MEANFIELD_EXACT)
 
 
+ROW, COLUMN = np.ones((1, 1)), np.ones((1, 1))
+
+
 def test_functions_broadcast():
     assert red.subsample_error(np.array([0.25, 0.5])[:, None], np.ones(3)).shape == (2, 3)
     assert red.extrapolate_own_mass(np.full(3, 0.4), 4, np.array([8, 16])[:, None]).shape == (2, 3)
@@ -165,6 +168,10 @@ def test_functions_broadcast():
         (lambda: red.kept_mass_bound(0.0, 1.0), "kept_mass=0"),
         (lambda: red.extrapolate_own_mass(0.5, 1, 4), "two frames"),
         (lambda: red.mean_fill_weight(0.5, 100, 2.0), "mean_ratio=2"),
+        (lambda: red.gaussian_subsample_error(0.5, 100, 1000.0), "logit_variance=1000"),
+        (lambda: red.top_error(1e-300, 1.0, 1.0, 1.0, 0.1, 100), "at least one key"),
+        (lambda: red.softmax_displacement(ROW, ROW * np.nan, COLUMN, ROW), "change contains nan"),
+        (lambda: red.merge_displacement(ROW, ROW[..., None], ROW, COLUMN, ROW * np.nan), "outputs contains nan"),
         (lambda: red.control_variate_error(0.5, np.nan, 1.0, 1.0, 100), "nan"),
     ],
 )

@@ -1,6 +1,7 @@
 """Every reduction twice: the prediction of `theory` against the same reduction carried out by `monte_carlo`."""
 
 import inspect
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from meanfield import reductions as red
 from meanfield.reductions import monte_carlo, theory
 from tests import tolerances as tol
+from tests.meanfield.dense import softmax
 
 KEYS, DIM, QUERIES = 400, 8, 12
 NAMES = (
@@ -49,7 +51,7 @@ def test_twins_have_the_same_arguments(name):
     found = [p for p in inspect.signature(getattr(monte_carlo, name)).parameters if p not in ("rng", "repeats")]
     assert found == expected
     public = {n for n, f in inspect.getmembers(theory, inspect.isfunction) if f.__module__ == theory.__name__}
-    assert {n for n in public if not n.startswith("_")} - {"grid_shape"} == set(NAMES)
+    assert {n for n in public if not n.startswith("_")} - {"grid_shape", "check_shared"} == set(NAMES)
 
 
 @pytest.mark.parametrize(("strength", "fraction"), [(0.5, 0.25), (1.0, 0.25), (2.5, 0.125)])
@@ -75,20 +77,69 @@ def test_first_order_is_the_limit_and_fails_below():
     assert theory.random_subset_first_order(sharp, 0.05).mean > 2.0 * theory.random_subset(sharp, 0.05).mean
 
 
-def test_thinned_moment_is_the_sum_over_all_subsets():
-    """Nine keys, 512 subsets, with a fill and offsets: exact up to the quadrature."""
+@pytest.mark.parametrize("scale", [0.0, 1.0, 20.0, 40.0])
+@pytest.mark.parametrize("kept", [1, 3, 9])
+def test_subset_moment_is_the_sum_over_all_subsets(scale, kept):
+    """Ten keys, also with logits so wide that some subsets hold 1e-40 of the mass; tiny, large and no fills."""
     rng = np.random.default_rng(3)
-    count, f, fill = 9, 0.4, 0.2
-    weights = rng.dirichlet(np.ones(count))
-    u, w, a, b = (rng.standard_normal(shape) for shape in ((count, 2), (count, 2), 2, 2))
-    for power in (1, 2):
-        exact = 0.0
-        for code in range(2**count):
-            kept = np.array([code >> j & 1 for j in range(count)], dtype=bool)
-            chance = f ** kept.sum() * (1 - f) ** (~kept).sum()
-            exact += chance * (a + u[kept].sum(0)) @ (b + w[kept].sum(0)) / (fill + weights[kept].sum()) ** power
-        found = red.thinned_moment(weights, u, w, f, power=power, fill=fill, left_offset=a, right_offset=b)
+    weights, values = softmax(scale * rng.standard_normal(10)), rng.standard_normal((10, 3))
+    moves = weights[:, None] * (values - weights @ values)
+    for u, power, fill, offset in (
+        (moves, 2, 0.0, 0.0),
+        (values, 1, 1e-8, 0.3),
+        (values, 2, 1e-8, 1),
+        (values, 2, 1e9, 1),
+    ):
+        exact = np.mean(
+            [
+                ((offset + u[list(s)].sum(0)) * (offset + values[list(s)].sum(0))).sum()
+                / (fill + weights[list(s)].sum()) ** power
+                if u is values
+                else (u[list(s)].sum(0) ** 2).sum() / weights[list(s)].sum() ** 2
+                for s in combinations(range(10), kept)
+            ]
+        )
+        right = values if u is values else u
+        found = red.subset_moment(
+            weights, u, right, kept, power=power, fill=fill, left_offset=offset, right_offset=offset
+        )
         assert found == pytest.approx(exact, rel=tol.REDUCTION_QUADRATURE)
+
+
+@pytest.mark.parametrize(("keys", "kept"), [(8, 1), (9, 4), (10, 9)])
+@pytest.mark.parametrize("strength", [0.3, 1.0, 5.0])
+def test_random_keys_are_exact_at_any_number(strength, keys, kept):
+    """Also for one kept key and for peaked rows; squared errors are never negative."""
+    found = sample(strength, keys=keys, queries=3)
+    subsets = [list(s) for s in combinations(range(keys), kept)]
+    outs = np.array([softmax(found.logits[:, s]) @ found.values[s] for s in subsets])
+    means = np.array([found.values[s].mean(0) for s in subsets])[:, None]
+    plain = ((outs - found.outputs) ** 2).sum(-1).mean(0)
+    offset = found.mean_value - found.outputs
+    weight = red.shrinkage_weight((offset**2).sum(1), plain)[:, None]
+    mixed = weight * outs + (1.0 - weight) * found.mean_value - found.outputs
+    exact = {
+        "random_subset": plain,
+        "control_variate": ((outs - means + offset) ** 2).sum(-1).mean(0),
+        "shrinkage": (mixed**2).sum(-1).mean(0),
+    }
+    for name, value in exact.items():
+        predicted = getattr(theory, name)(found, kept / keys).per_query
+        assert np.all(np.abs(predicted - value) < tol.REDUCTION_QUADRATURE * plain), name
+
+
+def test_control_variate_is_never_negative():
+    rng = np.random.default_rng(3)
+    found = red.AttentionSample(*(rng.standard_normal(shape) for shape in ((4, 3), (8, 3), (8, 1))))
+    assert theory.control_variate(found, 0.125).per_query.min() >= 0.0
+
+
+def test_mean_fill_of_few_dropped_keys():
+    """One dropped key is its own mean; five of 200 are within the declared s^2/D."""
+    found = sample(1.0, keys=200)
+    assert theory.mean_fill(found, 199 / 200).mean == 0.0
+    measured = monte_carlo.mean_fill(found, 0.975, rng=np.random.default_rng(0), repeats=4000)
+    agrees(theory.mean_fill(found, 0.975), measured, tol.REDUCTION_FEW_DROPPED)
 
 
 def test_common_mode():
@@ -162,6 +213,26 @@ def test_grid(shared):
     agrees(theory.grid(found, shape, 2, shared=shared), measured, tol.REDUCTION_NEXT_ORDER)
 
 
+def test_frame_attention_of_one_frame_loses_nothing():
+    found = sample(1.0, frames=np.zeros(KEYS, dtype=int), query_frames=np.zeros(QUERIES, dtype=int))
+    assert theory.frame_attention(found).mean == 0.0
+    assert monte_carlo.frame_attention(found).mean < tol.MEANFIELD_ROUNDING
+
+
+@pytest.mark.parametrize("masses", [1000.0, -1e4, (0.0, -1e4), (0.0, 1000.0)])
+@pytest.mark.parametrize("mass", [True, False])
+def test_masses_far_from_one(masses, mass):
+    """A common factor of the masses changes nothing; wide masses overflow nowhere."""
+    base = sample(1.0, sizes=(4,) * 4, within=0.01)
+    log_mass = np.broadcast_to(np.repeat(masses, 8) if np.ndim(masses) else masses, 16)
+    found = red.AttentionSample(base.queries, base.keys, base.values, log_mass, base.groups)
+    for twin in (theory, monte_carlo):
+        error = twin.key_merge(found, mass=mass).mean
+        assert np.isfinite(error)
+        if not np.ndim(masses) and mass:
+            assert error == pytest.approx(twin.key_merge(base).mean, rel=tol.MEANFIELD_EXACT)
+
+
 def test_a_grid_shared_by_frames_does_not_average_out():
     """S frames with the same content: the error of one shared grid stays, that of separate offsets falls as 1/S."""
     rng = np.random.default_rng(2)
@@ -189,6 +260,18 @@ def test_keeping_everything_loses_nothing():
         assert abs(getattr(theory, name)(found, 1.0).mean) < tol.MEANFIELD_ROUNDING, name
 
 
+THREE = (np.full(3, 1.0 / 3.0), np.ones((3, 1)), np.ones((3, 1)))
+
+
+def constant_values():
+    base = sample(1.0)
+    return red.AttentionSample(base.queries, base.keys, np.full((KEYS, 2), 0.1))
+
+
+def empty_frame():
+    return sample(1.0, frames=np.zeros(KEYS, dtype=int), query_frames=np.arange(QUERIES) % 2)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -202,6 +285,27 @@ def test_keeping_everything_loses_nothing():
         (lambda: theory.grid(sample(1.0), (1, 20, 20), 3), "stride=3"),
         (lambda: theory.grid(sample(1.0), (2, 20, 20), 2), "holds 800 keys"),
         (lambda: theory.random_subset(sample(1.0), 0.0), "fraction=0"),
+        (lambda: theory.random_subset(sample(1.0), 1e-6), "keeps nothing"),
+        (lambda: theory.random_subset(sample(1.0), [0.5]), "fraction has shape"),
+        (lambda: monte_carlo.random_subset(sample(1.0), [0.5], rng=np.random.default_rng(0)), "fraction has shape"),
+        (lambda: monte_carlo.random_subset(sample(1.0), 0.5, rng=0), "rng=0"),
+        (lambda: monte_carlo.grid(sample(1.0), (1, 20, 20), 2, rng=0), "rng=0"),
+        (lambda: theory.grid(sample(1.0), 16, 2), "shape=16"),
+        (lambda: theory.grid(sample(1.0), (1, 4.5, 20), 2), r"shape=4\.5"),
+        (lambda: theory.grid(sample(1.0), (1, 20, 20), 2.5), r"stride=2\.5"),
+        (lambda: theory.common_mode(sample(1.0), 1.0), "makes no error"),
+        (lambda: monte_carlo.common_mode(sample(1.0), 1.0, rng=np.random.default_rng(0)), "makes no error"),
+        (lambda: theory.common_mode(constant_values(), 0.5), "makes no error"),
+        (lambda: red.AttentionSample(np.ones((2, 2)), np.ones((2, 2)), np.ones((2, 1)), np.ones((2, 1))), "log_mass"),
+        (lambda: red.AttentionSample(np.ones((2, 2)), np.ones((4, 2)), np.ones((4, 1)), 0.0), "log_mass has shape"),
+        (lambda: monte_carlo.frame_attention(empty_frame()), "holds no key"),
+        (lambda: theory.frame_attention(empty_frame()), "none of its attention mass"),
+        (lambda: red.subset_moment(*THREE, 0, power=2), "kept=0"),
+        (lambda: red.subset_moment(*THREE, 4, power=2), "kept=4"),
+        (lambda: red.subset_moment(*THREE, 2, power=3), "power=3"),
+        (lambda: red.subset_moment(*THREE, 2, power=2, fill=-1.0), "fill=-1"),
+        (lambda: red.subset_moment(*THREE, np.nan, power=2), "nan"),
+        (lambda: red.subset_moment(np.zeros(3), *THREE[1:], 2, power=2), "hold the mass"),
         (lambda: monte_carlo.random_subset(sample(1.0), 0.001, rng=np.random.default_rng(0)), "keeps nothing"),
         (lambda: monte_carlo.random_subset(sample(1.0), 0.5, rng=np.random.default_rng(0), repeats=1), "repeats=1"),
     ],

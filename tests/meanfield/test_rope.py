@@ -79,6 +79,10 @@ def test_collapsed_content_still_attends_by_position():
         (lambda: rope.angles([1.0, 2.0], 8, base=1.0), "base=1"),
         (lambda: rope.angles([np.nan, 2.0], 8), "nan"),
         (lambda: rope.averaged_covariance(np.ones((8, 4)), GRID), r"\(8, 4\)"),
+        (lambda: rope.rotate(3.0, [1.0, 2.0]), r"vectors have shape \(\)"),
+        (lambda: rope.position_logits(3.0, 1.0, GRID), r"query \(\)"),
+        (lambda: rope.position_logits(np.ones((2, 8)), np.ones((2, 8)), GRID), r"query \(2, 8\)"),
+        (lambda: rope.logit_change_bound(1.0, 1.0, []), r"offset has shape \(0,\)"),
         (lambda: rope.logit_change_bound(-1.0, 1.0, np.zeros(2)), "query_norm=-1"),
     ],
 )

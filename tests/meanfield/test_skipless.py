@@ -46,8 +46,12 @@ def test_a_gaussian_cloud_is_cubed_too():
         (lambda: sk.skipless_distance(-1.0, 1.0, 8), "distance=-1"),
         (lambda: sk.skipless_distance(1.0, np.inf, 8), "beta contains inf"),
         (lambda: sk.cubic_distance(1.0, 1.0, 0), "N=0"),
-        (lambda: sk.skipless_layers(1.0, 1.0, 8, -1), "count=-1"),
+        (lambda: sk.skipless_layers(1.0, 1.0, 8, -1), "layers=-1"),
         (lambda: sk.gaussian_skipless(np.nan, 1.0), "distance contains nan"),
+        (lambda: sk.skipless_layers([1.0], 1.0, 8, 2), "distance has shape"),
+        (lambda: sk.skipless_layers(1.0, [1.0], 8, 2), "beta has shape"),
+        (lambda: sk.skipless_layers(1.0, 1.0, 8, 2.5), "layers=2.5"),
+        (lambda: sk.skipless_distance(1e300, 1.0, 8), "another unit"),
     ],
 )
 def test_bad_input_is_named(call, message):

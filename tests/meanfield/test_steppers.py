@@ -73,6 +73,8 @@ def test_an_interval_is_cut_into_equal_steps():
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="step=0"):
         rk4(0.0)
+    with pytest.raises(ValueError, match="step has shape"):
+        rk4([0.1])
     with pytest.raises(ValueError, match="rtol=-1"):
         Adaptive(rtol=-1.0)
     with pytest.raises(ValueError, match="Loosen rtol"):

@@ -17,6 +17,7 @@ from meanfield.uncertainty import (
     model_error,
     no_interval,
     prediction_interval,
+    single_interval,
 )
 from tests import tolerances as tol
 
@@ -172,6 +173,10 @@ def test_spectra_of_replicates_have_standard_errors(ensemble):
         (lambda: prediction_interval([1.0, np.nan]), "nan"),
         (lambda: prediction_interval([1.0, 2.0], model_error=-1.0), "model_error=-1"),
         (lambda: predict_rank(2, 100, level=1.5), r"level=1\.5"),
+        (lambda: prediction_interval([1.0, 2.0], at_probe=[1.0]), "at_probe has shape"),
+        (lambda: prediction_interval([1.0, 2.0], at_probe=3.0), "at_probe has shape"),
+        (lambda: single_interval(-1.0, 0.1, layers=3, level=0.9, log=True), "value=-1"),
+        (lambda: single_interval(1.0, np.nan, layers=3, level=0.9, log=True), "model_error contains nan"),
     ],
 )
 def test_bad_arguments_are_named(call, message):

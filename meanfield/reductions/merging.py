@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from meanfield._checks import Array
+from meanfield._checks import Array, finite
 from meanfield.derivations.merge_expansion import RESULT as MERGE_EXPANSION
 from meanfield.derivations.softmax_response import RESULT as SOFTMAX_RESPONSE
 
@@ -17,7 +17,13 @@ def merge_displacement(
     weights A_g (n, G) of the merged measure; covariance C_g = Cov_g(v, l) (n, G, C); logit_variance s_g^2 (n, G) within
     the group, sbar^2 = sum_g A_g s_g^2; values v_g (G, C); outputs (n, C). The merged keys carry the mass (ln m) of
     their group. Error of fourth order for symmetric groups, third otherwise; use it for s_g < about .7.
+    ValueError on entries that are not finite.
     """
+    weights, covariance, logit_variance, values, outputs = map(
+        finite,
+        ("weights", "covariance", "logit_variance", "values", "outputs"),
+        (weights, covariance, logit_variance, values, outputs),
+    )
     mean = (weights * logit_variance).sum(1)
     terms = MERGE_EXPANSION.function(
         weights[:, :, None],
@@ -35,8 +41,11 @@ def softmax_displacement(weights: Array, change: Array, values: Array, outputs: 
 
     weights and change (n, N), values (N, C), outputs (n, C) -> (n, C). With dl = ln m_g it is what a merge without mass
     loses; with dl_j = k_j.(q_i - qbar) it is J (q_i - qbar), J = Cov_A(v, k), what merging queries loses. Error of
-    second order in dl.
+    second order in dl. ValueError on entries that are not finite.
     """
+    weights, change, values, outputs = map(
+        finite, ("weights", "change", "values", "outputs"), (weights, change, values, outputs)
+    )
     mean = (weights * change).sum(1)
     response = [
         SOFTMAX_RESPONSE.function(a[:, None], d[:, None], m, values, o).sum(0)
