@@ -199,7 +199,7 @@ def figure(data: xr.Dataset) -> Figure:
                 face = [colour if sign * float(guess.sel(group=m)) > 0 else "white" for m in chosen]
                 ys = [count] * len(chosen)
                 ax.scatter(chosen, ys, c=face, edgecolors=colour, marker=marker, s=45, zorder=3, label=name)
-        ax.set(xscale="log", yscale="log", title=f"β = {beta:g}", xlabel="group size m of the distinct tokens")
+        ax.set(xscale="log", yscale="log", title=f"β = {beta:g}", xlabel="group size m")
         ax.set_xticks(GROUPS, [str(m) for m in GROUPS])
         ax.set_ylim(5, 200)
         ax.minorticks_off()
