@@ -180,7 +180,8 @@ class PopulationLaw(SpectralLaw):
         The counting function #{s^2 > 1/x} = Im Phi(x e^{i pi})/pi, dPhi = T dln v, is in closed form
         (derivations/counting_function.py); w is continued from real v to the negative axis. Approximate: quantiles of
         a limit law (no fluctuation of single values; the second value is 3 to 5 per cent high on spheres of D <= 20 at
-        s^2 >= 1), interpolated linearly on a grid of STEP in ln s^2. Zeros fill up when the rank is below k. ValueError when k is not within 1 .. N.
+        s^2 >= 1), interpolated linearly on a grid of STEP in ln s^2. Zeros fill up when the rank is below k.
+        ValueError when k is not within 1 .. N.
         """
         n = float(token_count(tokens, least=2.0))
         if not 1 <= k <= n:
