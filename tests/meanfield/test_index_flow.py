@@ -10,6 +10,10 @@ from tests import tolerances as tol
 from tests.meanfield.dense import softmax
 
 
+def test_the_gains_are_alpha_over_the_norm_before_each_layer():
+    assert np.array_equal(flow.pre_norm_gains(3, 2.0, 0.5), 0.5 / np.array([2.0, 2.5, 3.0]))
+
+
 def attention(tokens=30, dim=6, beta=1.5, seed=0):
     """Softmax attention between unit tokens with symmetric logits (reversible), and the tokens."""
     x = np.random.default_rng(seed).standard_normal((tokens, dim))
