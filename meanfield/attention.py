@@ -42,7 +42,7 @@ def attend(
     """Attention of queries against a measure of keys: out_i = sum_j A_ij v_j and lse_i = ln Z_i.
 
     q: (n, d), k: (N, d), v: (N, e), log_mass: (N,) or None for unit masses -> out (n, e), lse (n,). Blocks of `block`
-    queries by `block` keys with a running maximum, spread over `workers` threads; any finite logits are safe. `dtype`
+    queries by `block` keys with a running maximum, spread over `workers` threads. `dtype`
     float32 halves the memory and doubles the speed at 1e-6 of accuracy. ValueError on mismatched shapes, non-finite
     entries, logits or sums of values that leave the range of `dtype`, or block or workers below 1.
     """

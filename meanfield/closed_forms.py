@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import betaln, digamma, xlogy
 
-from meanfield._checks import Array, finite, in_range, token_count
+from meanfield._checks import Array, attractive, finite, in_range, token_count
 from meanfield.derivations.contraction import RESULT as CONTRACTION
 from meanfield.derivations.equiangular_top import RESULT as EQUIANGULAR_TOP
 from meanfield.derivations.gaussian_leading import RESULT as GAUSSIAN_LEADING
@@ -93,7 +93,7 @@ def contraction(spread: ArrayLike, beta: ArrayLike, tokens: ArrayLike) -> Array:
     beta >= 0.
     """
     g = in_range("spread", spread, 0.0, 2.0, remedy="g = 1 - cosine")
-    b = in_range("beta", beta, 0.0, remedy="attractive logits only: V = I, Q^T K = beta I with beta >= 0")
+    b = attractive(beta)
     return np.asarray(CONTRACTION.function(g, b, token_count(tokens)))
 
 

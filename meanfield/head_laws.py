@@ -10,13 +10,8 @@ from scipy.interpolate import PchipInterpolator
 
 from meanfield._checks import Array
 from meanfield.finite_n import SpectralLaw
+from meanfield.ranks import RANK_NAMES
 
-RANK_NAMES = {
-    "effective_rank": "effective rank (Roy-Vetterli)",
-    "effective_rank_energy": "effective rank of the energies",
-    "stable_rank": "stable rank",
-    "participation_ratio": "participation ratio",
-}
 RANKS = (*RANK_NAMES, "frobenius")
 """What a law gives for each head; all but the last are at most N."""
 DIRECT = 4

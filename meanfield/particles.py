@@ -22,10 +22,9 @@ from meanfield._checks import Array, count, scalar
 from meanfield.attention import attend_symmetric, log_effective_keys, row_entropies
 from meanfield.measure import Measure, as_measure, unit, w2_to_dirac_on_sphere
 from meanfield.normalisation import Normalisation, normalisation
-from meanfield.ranks import spectrum_ranks
+from meanfield.ranks import RANK_NAMES, spectrum_ranks
 from meanfield.steppers import Stepper
 
-RANKS = {name: name.replace("_", " ") for name in spectrum_ranks([1.0])}
 UNITS = {
     "mean_energy": ("squared norm of the mean token, M", "|x|^2"),
     "between_energy": ("variance between frames per token, D_b", "|x|^2"),
@@ -33,8 +32,8 @@ UNITS = {
     "radius": ("root mean square norm of the tokens, r", "|x|"),
     "spread": ("1 - mean pairwise cosine, g", "1"),
     "w2_to_dirac": ("least W2 of the directions to a Dirac on the sphere", "1"),
-    **{f"token_{name}": (f"{text} of the normalised tokens", "1") for name, text in RANKS.items()},
-    **{f"centred_{name}": (f"{text} of the centred normalised tokens", "1") for name, text in RANKS.items()},
+    **{f"token_{name}": (f"{text} of the normalised tokens", "1") for name, text in RANK_NAMES.items()},
+    **{f"centred_{name}": (f"{text} of the centred normalised tokens", "1") for name, text in RANK_NAMES.items()},
     "entropy": ("mean entropy of a row of the next global attention", "nat"),
     "frobenius_squared": ("squared Frobenius norm of the next global attention", "1"),
 }
@@ -244,7 +243,7 @@ def _gram_ranks(x: Array) -> dict[str, Array]:
     gram = x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T
     energies = np.linalg.eigvalsh(gram)
     if energies[-1] <= 0.0:
-        return dict.fromkeys(RANKS, np.nan)
+        return dict.fromkeys(RANK_NAMES, np.nan)
     return spectrum_ranks(np.sqrt(np.maximum(energies, 0.0)))
 
 

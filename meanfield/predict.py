@@ -17,9 +17,9 @@ from meanfield._checks import Array, count, token_count
 from meanfield.closed_forms import effective_count, equiangular_token_ranks
 from meanfield.condensation import condensed
 from meanfield.exponent import PowerLaw, fit_power_law, share
-from meanfield.head_laws import RANK_NAMES
 from meanfield.params import RankParams, preset
 from meanfield.provenance import provenance
+from meanfield.ranks import RANK_NAMES
 from meanfield.recursion import rollout, sample_energies, spread
 from meanfield.uncertainty import (
     Interval,

@@ -8,6 +8,13 @@ from scipy.special import entr
 
 from meanfield._checks import Array, finite
 
+RANK_NAMES = {
+    "effective_rank": "effective rank (Roy-Vetterli)",
+    "effective_rank_energy": "effective rank of the energies",
+    "stable_rank": "stable rank",
+    "participation_ratio": "participation ratio",
+}
+
 
 def stable_rank(singular_values: ArrayLike) -> Array:
     """Stable rank sum s^2 / max s^2 of spectra along the last axis.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
-from meanfield._checks import Array, in_range
+from meanfield._checks import Array, count, in_range
 from meanfield.derivations.gegenbauer_recurrence import RESULT as RECURRENCE
 from meanfield.derivations.leading_value import RESULT as LEADING_VALUE
 from meanfield.derivations.sphere_deficit import RESULT as DEFICIT
@@ -29,6 +29,8 @@ from meanfield.row_statistics import LogitDensity, entry_moments, sphere_logits
 NEGLIGIBLE = 1e-15
 """Share of the sum of singular values that the truncated degrees may carry."""
 MAX_KAPPA = 1e5
+MAX_DIM = 4096
+_DIMENSION = "give the head dimension D"
 MAX_DEGREE = 20_000
 MAX_DAMPED_KAPPA = 500.0
 RESOLVED = 1e-11
@@ -93,11 +95,14 @@ def damped_spectrum(kappa: float, dim: int, tokens: float) -> tuple[Array, Array
     k = np.arange(degrees)
     kept = (k > 0) & (amplitude > RESOLVED * amplitude[1])
     log_mult = _log_multiplicity(k, dim)[kept]
+    if log_mult.max() > LARGEST_LOG:
+        raise ValueError(f"kappa={kappa:g} at D={dim} needs multiplicities above e^{LARGEST_LOG:g}; lower kappa or D")
     sigma = amplitude[kept] * np.exp(-0.5 * log_mult)
     order = np.argsort(-sigma, kind="stable")
     sigma, multiplicity = sigma[order], np.exp(log_mult[order])
-    total = tokens**2 * (density.weight @ second)
     energies = multiplicity * sigma**2
+    # E A^2 >= E f_N^2 (Jensen), which rounding may hide where rows are nearly uniform
+    total = max(tokens**2 * (density.weight @ second), 1.0 + energies.sum())
     excess = LEADING_VALUE.function(energies, np.minimum(sigma**2, 1.0 - 1e-9), tokens).sum()
     leading = 1.0 + min(excess, 0.5 * (total - 1.0))
     sigma = sigma * np.sqrt((total - leading) / energies.sum())
@@ -191,6 +196,4 @@ def _check(kappa: float, dim: int) -> tuple[float, int]:
         raise ValueError(f"kappa={kappa} is not a positive finite number; kappa is the largest logit, |q||k|/sqrt(D)")
     if kappa > MAX_KAPPA:
         raise ValueError(f"kappa={kappa:g} exceeds {MAX_KAPPA:g}; lower kappa: such rows are one-hot at any N")
-    if int(dim) != dim or dim < 2:
-        raise ValueError(f"dim={dim} is not an integer of at least 2; give the head dimension D")
-    return float(kappa), int(dim)
+    return float(kappa), count("dim", in_range("dim", dim, 2, MAX_DIM, remedy=_DIMENSION), least=2, remedy=_DIMENSION)

@@ -7,7 +7,6 @@ from numpy.typing import ArrayLike
 
 from meanfield._checks import Array, in_range, scalar
 
-ATTRACTIVE = "attractive logits only: V = I, Q^T K = beta I with beta >= 0"
 AT_LEAST_ONE = "a group holds at least one token"
 MAX_LOGIT_VARIANCE = 700.0
 

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 
-from meanfield._checks import Array, count, in_range, scalar, token_count
+from meanfield._checks import ATTRACTIVE, Array, count, in_range, scalar, token_count
 from meanfield.derivations.half_rate import RESULT as HALF_RATE
 from meanfield.derivations.mean_contraction import RESULT as MEAN_CONTRACTION
 from meanfield.derivations.merged_gap import RESULT as MERGED_GAP
 from meanfield.derivations.other_weight import RESULT as OTHER_WEIGHT
 from meanfield.derivations.pre_ln_recursion import RESULT as PRE_LN
-from meanfield.reductions._checks import AT_LEAST_ONE, ATTRACTIVE, fraction_of_keys
+from meanfield.reductions._checks import AT_LEAST_ONE, fraction_of_keys
 
 
 def collapse_rate(other_weight: ArrayLike, tokens: ArrayLike) -> Array:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from meanfield._checks import Array, count, scalar
-from meanfield.reductions._checks import AT_LEAST_ONE, ATTRACTIVE
+from meanfield._checks import ATTRACTIVE, Array, count, scalar
+from meanfield.reductions._checks import AT_LEAST_ONE
 
 
 def redundant_spread(

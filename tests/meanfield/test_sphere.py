@@ -46,3 +46,17 @@ def test_kappa_beyond_the_quadrature_is_named():
 def test_density_of_the_angle():
     density = sphere_logits(1.0, 5)
     assert density.weight @ density.values**2 == pytest.approx(1.0 / 5.0, rel=tol.MEANFIELD_ROUNDING)
+
+
+@pytest.mark.parametrize(("kappa", "dim", "tokens"), [(1e-12, 64, 2), (1e-6, 1000, 1e12)])
+def test_nearly_uniform_rows_keep_a_finite_spectrum(kappa, dim, tokens):
+    sigma, multiplicity, _ = sphere.damped_spectrum(kappa, dim, tokens)
+    assert np.isfinite(sigma).all() and sigma[0] == pytest.approx(1.0) and multiplicity[0] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("kappa", "dim", "named"), [(100.0, 1000, "multiplicities"), (1.0, 10**6, "dim"), (1.0, 2.5, "dim")]
+)
+def test_dimensions_out_of_reach_are_named(kappa, dim, named):
+    with pytest.raises(ValueError, match=named):
+        sphere.damped_spectrum(kappa, dim, 1e3)
