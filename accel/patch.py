@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from accel.errors import AccelError
+from accel.policies import Context
 from accel.sites import Site, sites
 
 
@@ -48,11 +49,12 @@ class Applied:
 
 
 class _Marker:
-    """The layer that is running now (None outside the sites), for one context."""
+    """What is known of the layer that is running now (None outside the sites), for one `patch` or `record`."""
 
     def __init__(self, kind: str, found: list[Site]):
         self.kind = kind
-        self.layer: int | None = None
+        self.running: Context | None = None
+        self.last, self.memory = -1, {}
         self.applied = Applied(tuple(s.name for s in found), [0] * len(found), [0] * len(found))
 
 
@@ -61,8 +63,13 @@ class _Enter:
         self.marker, self.layer = marker, layer
 
     def __call__(self, module: nn.Module, args: tuple) -> None:
-        self.marker.layer = self.layer
-        self.marker.applied.forwards[self.layer] += 1
+        marker = self.marker
+        if self.layer <= marker.last:  # another forward begins
+            marker.memory = {}
+        marker.last = self.layer
+        tokens = args[0] if args and isinstance(args[0], Tensor) and args[0].ndim == 3 else None
+        marker.running = Context(self.layer, tokens, marker.memory)
+        marker.applied.forwards[self.layer] += 1
 
 
 class _Leave:
@@ -70,7 +77,7 @@ class _Leave:
         self.marker = marker
 
     def __call__(self, module: nn.Module, args: tuple, output: Any) -> None:
-        self.marker.layer = None
+        self.marker.running = None
 
 
 def _markers(module: nn.Module) -> list[_Marker]:
@@ -92,7 +99,7 @@ def _plain(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, sc
 
 
 class _Swap(TorchFunctionMode):
-    """Answers the attention calls of running sites by `handle(layer, call, q, k, v, scale)`."""
+    """Answers the attention calls of running sites by `handle(context, call, q, k, v, scale)`."""
 
     def __init__(self, marker: _Marker, handle: Callable):
         super().__init__()
@@ -100,12 +107,12 @@ class _Swap(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        layer = self.marker.layer
-        if func is not F.scaled_dot_product_attention or layer is None:
+        context = self.marker.running
+        if func is not F.scaled_dot_product_attention or context is None:
             return func(*args, **kwargs)
         q, k, v, scale = _plain(*args, **kwargs)
-        self.marker.applied.calls[layer] += 1
-        return self.handle(layer, lambda: func(*args, **kwargs), q, k, v, scale)
+        self.marker.applied.calls[context.layer] += 1
+        return self.handle(context, lambda: func(*args, **kwargs), q, k, v, scale)
 
 
 class _Context(ABC):
@@ -118,7 +125,7 @@ class _Context(ABC):
         self.marker: _Marker | None = None
 
     @abstractmethod
-    def handle(self, layer: int, call: Callable[[], Tensor], q: Tensor, k: Tensor, v: Tensor, scale) -> Tensor:
+    def handle(self, context: Context, call: Callable[[], Tensor], q: Tensor, k: Tensor, v: Tensor, scale) -> Tensor:
         """The answer to an attention call of a site; `call` is the model's own."""
 
     def __enter__(self) -> Applied:
@@ -161,35 +168,36 @@ class _Patch(_Context):
         for policy in self.policies:
             policy.check(self.layout)
 
-    def handle(self, layer, call, q, k, v, scale):
+    def handle(self, context, call, q, k, v, scale):
         self.layout.check(q.shape[-2])
         self.layout.check(k.shape[-2])
-        policy = self.policies[layer]
+        policy = self.policies[context.layer]
         if policy.name == "exact":
             return call()
-        return policy.attend(q, k, v, self.layout, scale=scale)
+        return policy.attend(q, k, v, self.layout, scale=scale, context=context)
 
 
 class _Record(_Context):
     kind = "record"
 
-    def __init__(self, model: nn.Module, fn: Callable[[int, Tensor, Tensor, Tensor], None]):
+    def __init__(self, model: nn.Module, fn: Callable[[Context, Tensor, Tensor, Tensor], None]):
         super().__init__(model)
         self.fn = fn
 
-    def handle(self, layer, call, q, k, v, scale):
+    def handle(self, context, call, q, k, v, scale):
         if scale is not None:
             q_seen = q * (scale * q.shape[-1] ** 0.5)
         else:
             q_seen = q
-        markers = _markers(self.sites[layer].module)
+        markers = _markers(self.sites[context.layer].module)
+        running = [marker.running for marker in markers]
         for marker in markers:
-            marker.layer = None  # the attention that fn itself does is nobody's site
+            marker.running = None  # the attention that fn itself does is nobody's site
         try:
-            self.fn(layer, q_seen, k, v)
+            self.fn(context, q_seen, k, v)
         finally:
-            for marker in markers:
-                marker.layer = layer
+            for marker, before in zip(markers, running, strict=True):
+                marker.running = before
         return call()
 
 
@@ -205,8 +213,8 @@ def patch(model: nn.Module, schedule: ScheduleLike) -> _Patch:
     return _Patch(model, schedule)
 
 
-def record(model: nn.Module, fn: Callable[[int, Tensor, Tensor, Tensor], None]) -> _Record:
-    """Context manager that calls `fn(layer, q, k, v)` at each global site and leaves the output bit-identical.
+def record(model: nn.Module, fn: Callable[[Context, Tensor, Tensor, Tensor], None]) -> _Record:
+    """Context manager that calls `fn(context, q, k, v)` at each global site and leaves the output bit-identical.
 
     q, k, v are (B, H, N, D), after norm and rotation; the logits are q.k * D**-0.5 (a model with another scale has it
     folded into the q that fn sees). Inside a `patch` fn sees them before the policy; `fn` may itself call attention.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from accel.errors import AccelError
 from accel.layout import TokenLayout
 from accel.patch import record
-from accel.policies import Policy, Subsample
+from accel.policies import Context, Policy, Subsample
 from accel.profile import Profile
 from accel.sites import sites
 from accel.statistics import CLASSES, PATCH_CLASSES, VECTORS, option_errors
@@ -62,8 +62,8 @@ class OraclePredictor:
             raise AccelError(f"the oracle has images of {self.model.layout(self.images)}, asked for {layout}")
         found = np.zeros((len(sites(self.model)), len(policies)))
 
-        def measure(layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-            found[layer] = option_errors(q, k, v, layout, policies)
+        def measure(context: Context, q: Tensor, k: Tensor, v: Tensor) -> None:
+            found[context.layer] = option_errors(q, k, v, layout, policies, context=context)
 
         with torch.no_grad(), record(self.model, measure):
             self.model(self.images)

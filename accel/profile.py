@@ -25,7 +25,7 @@ from accel.errors import AccelError
 from accel.layout import TokenLayout
 from accel.models.config import VGGTConfig
 from accel.patch import observe, record
-from accel.policies import Exact, Frame, Policy, Subsample, policy_from_dict
+from accel.policies import Context, Exact, Frame, Policy, Subsample, policy_from_dict
 from accel.provenance import provenance
 from accel.sensitivity import perturbations, sensitivity
 from accel.sites import sites
@@ -316,7 +316,8 @@ def _measure(model, images, layout, options, index, generator, advance):
     layers: dict[int, dict[str, np.ndarray]] = {}
     energies, ranks, less = {}, {}, {}
 
-    def measure(layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def measure(context: Context, q: Tensor, k: Tensor, v: Tensor) -> None:
+        layer = context.layer
         spectrum = _spectrum(*_some(q, k, DENSE_UP_TO, generator), generator, layer)
         if layout.tokens > DENSE_UP_TO:
             half = _some(q, k, DENSE_UP_TO // 2, generator)
@@ -325,7 +326,7 @@ def _measure(model, images, layout, options, index, generator, advance):
         for values in (mean_statistics(q[0], k[0]), query_statistics(q[0], k[0], v[0], layout, index)):
             found |= {name: x.cpu().numpy() for name, x in values.items()}
         found["gram"] = found["gram"].astype(np.float32)
-        found["option_error"] = np.array(option_errors(q, k, v, layout, options))
+        found["option_error"] = np.array(option_errors(q, k, v, layout, options, context=context))
         found["shared_noise"] = np.array(shared_noise(q[0], k[0], v[0], layout, index, options))
         layers[layer] = found
         advance()
@@ -381,7 +382,8 @@ def _small_spectra(model, images, generator, advance) -> dict[str, np.ndarray]:
     """`_stacked` spectra of another exact forward."""
     found = {}
 
-    def measure(layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def measure(context: Context, q: Tensor, k: Tensor, v: Tensor) -> None:
+        layer = context.layer
         found[layer] = _spectrum(q, k, generator, layer)
         advance()
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from accel.layout import TokenLayout
 from accel.outputs import output_difference
 from accel.patch import patch, record
-from accel.policies import Exact, Frame, Policy
+from accel.policies import Context, Exact, Frame, Policy
 from accel.statistics import option_errors
 
 SENSITIVITY_TOKENS = 512
@@ -85,8 +85,8 @@ def exact_reference(
     """The exact prediction on these images and each policy's attention error there, (layer, policy)."""
     found, layout = {}, model.layout(images)
 
-    def measure(layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        found[layer] = option_errors(q, k, v, layout, policies)
+    def measure(context: Context, q: Tensor, k: Tensor, v: Tensor) -> None:
+        found[context.layer] = option_errors(q, k, v, layout, policies, context=context)
 
     with record(model, measure):
         prediction = model(images)

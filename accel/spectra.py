@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from accel.attend import attend
 from accel.errors import AccelError
 from accel.patch import record
+from accel.policies import Context
 from accel.provenance import provenance
 from accel.sites import sites
 from meanfield.ranks import spectrum_ranks
@@ -386,11 +387,11 @@ def measure_spectra(
     with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
         task = bar.add_task("spectra", total=None)
 
-        def measure(layer: int, q: Tensor, key: Tensor, value: Tensor) -> None:
+        def measure(context: Context, q: Tensor, key: Tensor, value: Tensor) -> None:
             bar.update(task, total=depth * q.shape[1])
             seen.update(tokens=q.shape[2], device=str(q.device), dtype=str(q.dtype).removeprefix("torch."))
             try:
-                layers[layer] = attention_spectrum(
+                layers[context.layer] = attention_spectrum(
                     q[0],
                     key[0],
                     generator=generator,
@@ -402,7 +403,7 @@ def measure_spectra(
                     advance=lambda heads: bar.advance(task, heads),
                 )
             except AccelError as error:
-                raise AccelError(f"layer {layer}: {error}") from error
+                raise AccelError(f"layer {context.layer}: {error}") from error
 
         with torch.no_grad(), record(model, measure):
             model(images)

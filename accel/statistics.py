@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from accel.layout import TokenLayout
-from accel.policies import Policy, Subsample
+from accel.policies import Context, Policy, Subsample
 
 CLASSES = ("self", "own_special", "own_patch", "first_special", "first_patch", "other_special", "other_patch")
 """Classes of keys as seen from a query; "own" is without the query itself, "first" is empty for queries in frame 0."""
@@ -140,10 +140,20 @@ def relative_error(out: Tensor, exact: Tensor) -> float:
     return error / size if size else float(error > 0)
 
 
-def option_errors(q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, options: Sequence[Policy]) -> list[float]:
+def option_errors(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: TokenLayout,
+    options: Sequence[Policy],
+    *,
+    context: Context | None = None,
+) -> list[float]:
     """Relative rms error of the attention output of each option on these q, k, v (B, H, N, D)."""
     exact = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-    return [0.0 if p.name == "exact" else relative_error(p.attend(q, k, v, layout), exact) for p in options]
+    return [
+        0.0 if p.name == "exact" else relative_error(p.attend(q, k, v, layout, context=context), exact) for p in options
+    ]
 
 
 def mean_statistics(q: Tensor, k: Tensor) -> dict[str, Tensor]:

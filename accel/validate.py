@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from accel.errors import AccelError
 from accel.outputs import output_difference
 from accel.patch import patch, record
+from accel.policies import Context
 from accel.provenance import provenance
 from accel.schedule import Schedule
 from accel.sites import sites
@@ -50,8 +51,9 @@ def validate(
         raise AccelError(f"the schedule has {schedule.layers} layers and the model {len(sites(model))}; plan for it")
     errors = np.zeros(schedule.layers)
 
-    def measure(layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        errors[layer] = option_errors(q, k, v, schedule.layout, [schedule.policies[layer]])[0]
+    def measure(context: Context, q: Tensor, k: Tensor, v: Tensor) -> None:
+        policy = schedule.policies[context.layer]
+        errors[context.layer] = option_errors(q, k, v, schedule.layout, [policy], context=context)[0]
 
     def dense() -> dict[str, Tensor]:
         return model(images)

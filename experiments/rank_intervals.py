@@ -49,9 +49,9 @@ def measure(model, images: torch.Tensor) -> dict[str, np.ndarray]:
     attention, energies, ranks = {}, {}, {}
     layout = model.layout(images)
 
-    def head(layer, q, k, _v):
-        generator = torch.Generator().manual_seed(layer)
-        attention[layer] = attention_spectrum(q[0], k[0], generator=generator, count=q.shape[2], method="dense")
+    def head(context, q, k, _v):
+        generator = torch.Generator().manual_seed(context.layer)
+        attention[context.layer] = attention_spectrum(q[0], k[0], generator=generator, count=q.shape[2], method="dense")
 
     def stream(i, args, output):
         x = (args[0] if i == 0 else output).reshape(layout.tokens, -1)

@@ -34,10 +34,10 @@ def singular_values(model, images: torch.Tensor) -> np.ndarray:
     """All singular values (layer, head, N) of the attention matrices, by dense SVD."""
     found = {}
 
-    def measure(layer, q, k, _v):
-        generator = torch.Generator().manual_seed(layer)
+    def measure(context, q, k, _v):
+        generator = torch.Generator().manual_seed(context.layer)
         spectrum = attention_spectrum(q[0], k[0], generator=generator, count=q.shape[2], method="dense")
-        found[layer] = spectrum["singular_value"].values
+        found[context.layer] = spectrum["singular_value"].values
 
     with record(model, measure):
         model(images)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -36,6 +36,23 @@ def attention_cost(queries: float, keys: float, D: int, H: int, *, itemsize: int
     return Cost(4.0 * queries * keys * D * H, 2.0 * (queries + keys) * D * H * itemsize)
 
 
+BLOCK_ELEMENTS = 2**24
+"""Elements of a temporary that a policy holds at once: it works in blocks of queries, so that memory stays O(N D)."""
+
+
+@dataclass
+class Context:
+    """What a policy may know of a layer beyond q, k, v, layout; the default is a layer on its own.
+
+    layer: its index. tokens (B, N, C): the input of the attention module (after its norm), None where unknown.
+    memory: shared by the layers of one forward, empty at its first, for what a policy reuses from layer to layer.
+    """
+
+    layer: int = 0
+    tokens: Tensor | None = None
+    memory: dict[Hashable, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Policy(ABC):
     """How one global-attention layer computes its output; a frozen dataclass whose fields are JSON values.
@@ -52,7 +69,16 @@ class Policy(ABC):
     def check(self, layout: TokenLayout) -> None:  # noqa: B027  (a policy that serves every layout keeps this one)
         """Raise AccelError when the policy cannot be applied to this layout."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, *, scale: float | None = None) -> Tensor:
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: TokenLayout,
+        *,
+        scale: float | None = None,
+        context: Context | None = None,
+    ) -> Tensor:
         """The layer's attention output, (B, H, N, D), for q, k, v of that shape; scale defaults to D**-0.5.
 
         Under autocast q, k, v are cast to its dtype first, as F.scaled_dot_product_attention does.
@@ -67,10 +93,11 @@ class Policy(ABC):
         if torch.is_autocast_enabled(q.device.type):
             q, k, v = (t.to(torch.get_autocast_dtype(q.device.type)) for t in (q, k, v))
         with without_autocast(q):
-            return self._attend(q, k, v, layout, q.shape[-1] ** -0.5 if scale is None else scale)
+            scale = q.shape[-1] ** -0.5 if scale is None else scale
+            return self._attend(q, k, v, layout, scale, Context() if context is None else context)
 
     @abstractmethod
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, scale: float) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, scale: float, context: Context) -> Tensor:
         """`attend` after the checks."""
 
     @abstractmethod

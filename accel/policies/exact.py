@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from accel.layout import TokenLayout
-from accel.policies.base import Cost, Policy, attention_cost
+from accel.policies.base import Context, Cost, Policy, attention_cost
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Exact(Policy):
     name: ClassVar[str] = "exact"
     special_keys: ClassVar[Literal["all", "own frame"]] = "all"
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, scale: float) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, scale: float, context: Context) -> Tensor:
         return scaled_dot_product_attention(q, k, v, scale=scale)
 
     def cost(self, layout: TokenLayout, D: int, H: int, *, itemsize: int = 4) -> Cost:

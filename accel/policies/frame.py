@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from accel.layout import TokenLayout
-from accel.policies.base import Cost, Policy, attention_cost
+from accel.policies.base import Context, Cost, Policy, attention_cost
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Frame(Policy):
     name: ClassVar[str] = "frame"
     special_keys: ClassVar[Literal["all", "own frame"]] = "own frame"
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, scale: float) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, scale: float, context: Context) -> Tensor:
         B, H, N, D = q.shape
         S, P = layout.frames, layout.tokens_per_frame
         split = [t.reshape(B, H, S, P, D).transpose(1, 2).reshape(B * S, H, P, D) for t in (q, k, v)]

@@ -16,7 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from accel.attend import attend, combine
 from accel.errors import AccelError
 from accel.layout import TokenLayout
-from accel.policies.base import Cost, Policy, attention_cost
+from accel.policies import base
+from accel.policies.base import Context, Cost, Policy, attention_cost
 
 WINDOWS = {1: (1, 1), 2: (1, 2), 4: (2, 2), 6: (2, 3), 8: (2, 4), 9: (3, 3), 16: (4, 4)}
 """Windows (rows, columns) of the named strides; 2, 4, 6 and 9 are the published ones."""
@@ -24,9 +25,6 @@ FILLS = ("none", "published", "count", "mass", "shrink")
 
 _EXTRA = {"none": (0, 0), "published": (12, 2), "count": (12, 2), "mass": (6, 4), "shrink": (10, 7)}
 """What a fill adds per element of an (N, D) array of each head: operations, and elements read or written."""
-
-_BLOCK_ELEMENTS = 2**24
-"""Elements of q corrected at once: bounds the float32 temporaries of low-precision inputs."""
 
 
 class _Selection(NamedTuple):
@@ -132,7 +130,7 @@ class Subsample(Policy):
         per_frame = ceil(layout.grid_h / self.window[0]) * ceil(layout.grid_w / self.window[1])
         return layout.tokens - sampled * (layout.patches_per_frame - per_frame)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, scale: float) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, scale: float, context: Context) -> Tensor:
         if isinstance(self.shrinkage, tuple) and len(self.shrinkage) != q.shape[1]:
             raise AccelError(f"shrinkage has {len(self.shrinkage)} values for {q.shape[1]} heads; give one per head")
         chosen = self.select(layout, device=q.device)
@@ -233,7 +231,7 @@ class Subsample(Policy):
 
 def _blocks(x: Tensor) -> list[slice]:
     """Slices of the tokens of x (B, H, N, D), few enough at a time to bound the temporaries."""
-    size = max(1, _BLOCK_ELEMENTS // (x.shape[0] * x.shape[1] * x.shape[3]))
+    size = max(1, base.BLOCK_ELEMENTS // (x.shape[0] * x.shape[1] * x.shape[3]))
     return [slice(start, start + size) for start in range(0, x.shape[2], size)]
 
 

@@ -29,7 +29,7 @@ class Scaled:
     def check(self, layout):
         pass
 
-    def attend(self, q, k, v, layout, *, scale=None):
+    def attend(self, q, k, v, layout, *, scale=None, context=None):
         return self.factor * F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
@@ -93,7 +93,7 @@ def test_the_call_s_own_scale_reaches_the_policy(model, images):
 
 def test_record_sees_q_k_v_and_changes_nothing(model, images):
     dense, seen = model(images), {}
-    with record(model, lambda layer, q, k, v: seen.setdefault(layer, (q, k, v))):
+    with record(model, lambda context, q, k, v: seen.setdefault(context.layer, (q, k, v))):
         assert torch.equal(model(images), dense)
     assert sorted(seen) == [0, 1, 2]
     q, k, v = seen[2]
@@ -109,11 +109,11 @@ def test_record_sees_q_k_v_and_changes_nothing(model, images):
 
 def test_record_folds_the_call_s_scale_into_q(model, images):
     plain, scaled = [], []
-    with record(model, lambda layer, q, k, v: plain.append(q)):
+    with record(model, lambda context, q, k, v: plain.append(q)):
         model(images)
     for block in model.aggregator.global_blocks:
         block.attn.options = {"scale": 0.1}
-    with record(model, lambda layer, q, k, v: scaled.append(q)):
+    with record(model, lambda context, q, k, v: scaled.append(q)):
         model(images)
     torch.testing.assert_close(scaled[0] * 16**-0.5, plain[0] * 0.1, rtol=FOLDED_SCALE, atol=0)
 
@@ -123,10 +123,10 @@ def test_record_inside_patch_sees_the_keys_before_the_policy(model, images):
     with patch(model, schedule):
         accelerated = model(images)
     raw, under = [], []
-    with record(model, lambda layer, q, k, v: raw.append(k)):
+    with record(model, lambda context, q, k, v: raw.append(k)):
         model(images)
 
-    def fn(layer, q, k, v):
+    def fn(context, q, k, v):
         F.scaled_dot_product_attention(q, k, v)  # must be nobody's site
         under.append(k)
 

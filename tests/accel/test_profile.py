@@ -167,7 +167,7 @@ def test_probe_measures_what_it_says(model, images, profile):
     assert layout == TokenLayout(4, 4, 4, 4) and profile.layers == 4 and profile.heads == 2
     assert profile.options == default_options(layout) and Subsample(stride=16, fill="shrink") in profile.options
     seen = {}
-    with torch.no_grad(), record(model, lambda layer, q, k, v: seen.__setitem__(layer, (q, k, v))):
+    with torch.no_grad(), record(model, lambda context, q, k, v: seen.__setitem__(context.layer, (q, k, v))):
         model(images[:, :4])
     for layer, (q, k, v) in seen.items():
         A = torch.softmax(q.double() @ k.double().mT / q.shape[-1] ** 0.5, -1)[0]
