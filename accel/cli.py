@@ -29,16 +29,29 @@ if TYPE_CHECKING:  # torch takes seconds to import: --help and bad usage do not 
     from accel.profile import Profile
     from accel.run import RunResult
 
+
+def integer(text: str | int) -> int:
+    """An option's whole number; its error names the value, which typer's does not."""
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f'"{str(text)[:60]}" is not an integer; give one such as 8') from None
+
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Photographs to cameras, depth and points, by attention that is as cheap as a prediction allows.",
+    epilog="Begin with: accel demo --out results. Then: accel run PHOTOS --out results --budget 2x.",
 )
 
 Weights = Annotated[str, typer.Option(help='"testbed" (bundled), a hub id such as facebook/VGGT-1B, or a checkpoint.')]
 Budget = Annotated[str | None, typer.Option(help='Speed-up of the whole model, such as "2x"; not with --tolerance.')]
-Tolerance = Annotated[float | None, typer.Option(help="Output difference to stay within, such as 0.02 (the default).")]
+Tolerance = Annotated[
+    str | None,
+    typer.Option(help="Relative output difference to stay within, such as 0.02 (the default without --budget)."),
+]
 DeviceName = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; made if need be.")]
@@ -86,6 +99,16 @@ def parse_budget(text: str | None) -> float | None:
         raise AccelError(f'budget "{text}" is not a speed-up; give a factor such as 2x') from None
 
 
+def parse_tolerance(text: str | None) -> float | None:
+    """A relative output difference from "0.02"."""
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise AccelError(f'tolerance "{text}" is not a number; give a relative error such as 0.02') from None
+
+
 def parse_frames(text: str) -> list[int]:
     """Numbers of frames from "8" or "8,16,32"."""
     try:
@@ -121,22 +144,26 @@ def run(
     budget: Budget = None,
     tolerance: Tolerance = None,
     device: DeviceName = "auto",
-    probe_frames: Annotated[int, typer.Option(help="How many of the first photographs the probe sees.")] = 4,
-    frames: Annotated[int | None, typer.Option(help="Use so many photographs at most, evenly spread.")] = None,
+    probe_frames: Annotated[
+        int, typer.Option(parser=integer, help="How many of the first photographs the probe sees.")
+    ] = 4,
+    frames: Annotated[
+        int | None, typer.Option(parser=integer, help="Use so many photographs at most, evenly spread.")
+    ] = None,
     dense: Annotated[bool, typer.Option("--dense/--no-dense", help="Run the dense model beside it.")] = True,
     spectra: Annotated[bool, typer.Option("--spectra/--no-spectra", help="Measure the attention spectra.")] = True,
     demo: Annotated[bool, typer.Option("--demo", help="Use the scene that comes with the package.")] = False,
     as_json: AsJson = False,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(parser=integer, help="Seed of everything random.")] = 0,
 ) -> None:
     """Photographs to cameras, depth and points, planned from a probe, beside the dense result, on one page."""
     if demo and images:
         raise AccelError("--demo brings its own images; leave out yours or --demo")
-    speed_up = parse_budget(budget)
+    speed_up, within = parse_budget(budget), parse_tolerance(tolerance)
     check_device(device)
     from accel.run import Settings, check_folder
 
-    Settings(weights, speed_up, tolerance, device, probe_frames, frames, dense, spectra, seed)
+    Settings(weights, speed_up, within, device, probe_frames, frames, dense, spectra, seed)
     check_folder(out)
     from accel.run import run as job
 
@@ -145,7 +172,7 @@ def run(
         out,
         weights=weights,
         budget=speed_up,
-        tolerance=tolerance,
+        tolerance=within,
         device=device,
         probe_frames=probe_frames,
         frames=frames,
@@ -161,17 +188,19 @@ def run(
 @guarded
 def demo(out: Out, budget: Budget = None, tolerance: Tolerance = None, as_json: AsJson = False) -> None:
     """The bundled model on the bundled scene, whose true cameras and depths are known."""
+    goal = {"budget": parse_budget(budget), "tolerance": parse_tolerance(tolerance)}
     from accel.run import run as job
 
-    console = Console(stderr=True)
-    _show(job([demo_folder()], out, budget=parse_budget(budget), tolerance=tolerance, console=console), as_json)
+    _show(job([demo_folder()], out, **goal, console=Console(stderr=True)), as_json)
 
 
 @app.command()
 @guarded
 def predict(
     frames: Annotated[str, typer.Option(help="Numbers of frames, such as 8 or 8,16,32.")],
-    params: Annotated[str, typer.Option("--params", "--weights", help="A preset, vggt-init or testbed.")] = "vggt-init",
+    params: Annotated[
+        str, typer.Option("--params", "--weights", help="Preset of the theory: vggt-init or testbed.")
+    ] = "vggt-init",
     profile: Annotated[Path | None, typer.Option(help="profile.nc of an earlier run, instead of a preset.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -233,7 +262,7 @@ def _with_error(ranks: xr.Dataset, name: str, layer: int, column: int) -> str:
 @guarded
 def plan(
     profile: Annotated[Path, typer.Argument(help="profile.nc of an earlier run.")],
-    frames: Annotated[int, typer.Option(help="The number of frames to plan for.")],
+    frames: Annotated[int, typer.Option(parser=integer, help=f"The number of frames to plan for, up to {MAX_FRAMES}.")],
     budget: Budget = None,
     tolerance: Tolerance = None,
     device: DeviceName = "auto",
@@ -241,14 +270,16 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """The policy of every layer for a number of frames, from a profile."""
-    speed_up = parse_budget(budget)
+    speed_up, within = parse_budget(budget), parse_tolerance(tolerance)
     check_device(device)
+    if not 1 <= frames <= MAX_FRAMES:
+        raise AccelError(f"frames={frames} is not from 1 to {MAX_FRAMES}; give for example 200")
     from dataclasses import replace
 
     from accel.cost import Device
     from accel.run import Settings, choose_device, make_schedule
 
-    settings = Settings(budget=speed_up, tolerance=tolerance, device=device)
+    settings = Settings(budget=speed_up, tolerance=within, device=device)
     found = _load_profile(profile)
     machine = Device.measure(choose_device(device), config=found.config)
     schedule = make_schedule(found, replace(found.layout, frames=frames), settings, machine)

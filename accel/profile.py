@@ -21,28 +21,39 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
+from accel.error_terms import Rows, error_terms, few_queries
 from accel.errors import AccelError
 from accel.layout import TokenLayout
 from accel.models.config import VGGTConfig
 from accel.patch import observe, record
-from accel.policies import Context, Exact, Frame, Policy, Subsample, policy_from_dict
+from accel.policies import (
+    BlockSparse,
+    Context,
+    Exact,
+    Frame,
+    Merge,
+    PhasedGrid,
+    Policy,
+    Subsample,
+    TemporalStride,
+    policy_from_dict,
+)
 from accel.provenance import provenance
 from accel.sensitivity import perturbations, sensitivity
 from accel.sites import sites
 from accel.spectra import DENSE_UP_TO, attention_spectrum
 from accel.statistics import (
     CLASSES,
-    PATCH_CLASSES,
     VECTORS,
     mean_statistics,
     option_errors,
     query_statistics,
     sample_queries,
-    shared_noise,
     token_energies,
 )
 from meanfield.params import RankParams
 from meanfield.ranks import effective_rank
+from meanfield.reductions.displacements import GROWTH
 
 LONG_NAMES = {
     "singular_value": "singular values of the attention matrix, descending",
@@ -64,12 +75,11 @@ LONG_NAMES = {
     "output_error": "output difference (total) with this policy in this layer only",
     "sensitivity": "output difference per relative error of the attention output",
     "mass": "attention mass of a class of keys",
-    "squared": "sum of squared attention over a class of patch keys",
-    "square_energy": "mean |v|^2 under squared attention over a class of patch keys",
     "gram": "inner products of class outputs and mean values",
     "patch_logit": "mean logit over patches outside frame 0, minus log-sum-exp",
-    "shared_noise": "agreement of the sampling errors of two frames, as a share of one frame's",
     "query": "token index of the sampled query",
+    "error_term": "growth of the squared error of a policy with the number of frames, by formula",
+    "term_query": "token index of the query of the error terms",
 }
 
 COUNTS = ("small_frames", "spectrum_tokens", "small_spectrum_tokens", "candidates")
@@ -77,9 +87,23 @@ ATTRIBUTES = ("layout", "config", "measured", *COUNTS)
 
 
 def default_options(layout: TokenLayout) -> tuple[Policy, ...]:
-    """The candidate policies that this layout allows: exact, frame, subsample at strides 2 to 16, AVGGT's at 4."""
-    options = (Exact(), Frame(), *(Subsample(stride=s, fill="shrink") for s in (2, 4, 8, 16)), Subsample.avggt(4))
-    return tuple(policy for policy in options if _allows(policy, layout))
+    """The candidates that this layout allows and that cost less there than exact: all kinds, gentle to strong."""
+    exact_flops = Exact().cost(layout, 1, 1).flops
+    options = (
+        Exact(),
+        Frame(),
+        *(Subsample(stride=s, fill="shrink") for s in (2, 4, 8, 16)),
+        Subsample.avggt(4),
+        PhasedGrid(),
+        PhasedGrid(3, 1, fill="shrink"),
+        PhasedGrid(4, 1),
+        TemporalStride(3, fill="shrink"),
+        Merge(0.5),
+        Merge(0.25),
+        BlockSparse(0.25),
+    )
+    allowed = [policy for policy in options if _allows(policy, layout)]
+    return tuple(p for p in allowed if p.name == "exact" or p.cost(layout, 1, 1).flops < exact_flops)
 
 
 def _allows(policy: Policy, layout: TokenLayout) -> bool:
@@ -97,7 +121,7 @@ class Profile:
     data: xr.Dataset
 
     def __post_init__(self) -> None:
-        missing = [name for name in (*LONG_NAMES, "kind") if name not in self.data and name != "query"]
+        missing = [name for name in (*LONG_NAMES, "kind") if name not in self.data]
         missing += [name for name in ATTRIBUTES if name not in self.data.attrs]
         if missing:
             raise AccelError(f"the dataset lacks {missing}: it is not a profile of this version; probe again")
@@ -106,6 +130,8 @@ class Profile:
                 if int(self.data.attrs[name]) < 1:
                     raise ValueError(f"{name}={self.data.attrs[name]}")
             _, _, measured = self.layout, self.config, self.measured  # parsed
+            if list(self.data["term"].values) != list(GROWTH):
+                raise ValueError(f"error terms {self.data['term'].values.tolist()}")
             if len(measured) != self.data.sizes["option"]:
                 raise ValueError(f"{len(measured)} policies for {self.data.sizes['option']} errors")
         except (AccelError, TypeError, ValueError, KeyError, AttributeError) as error:
@@ -194,7 +220,7 @@ class Profile:
         """Write a netCDF file, whole or not at all."""
         path = Path(path)
         part = path.with_name(path.name + ".part")
-        encoding = {name: {"zlib": True} for name in ("gram", "singular_value", "small_singular_value")}
+        encoding = {name: {"zlib": True} for name in ("gram", "singular_value", "small_singular_value", "error_term")}
         self.data.to_netcdf(part, engine="h5netcdf", encoding=encoding)
         part.replace(path)
 
@@ -235,9 +261,9 @@ def probe(
 
     Variables: (layer, head, k) singular_value and small_singular_value, all of them; (layer, head)
     frobenius, entropy, small_entropy, ranks as in `measure_spectra`, query_mean, key_mean, logit_mean, logit_variance;
-    (depth, energy) token_energy before the first pair and after each, token_effective_rank (layer), shared_noise
-    (layer); option_error (layer, option); output_error and sensitivity (layer, kind); the class statistics of
-    `accel.statistics` over (layer, head, query, ...).
+    (depth, energy) token_energy before the first pair and after each, token_effective_rank (layer); option_error
+    (layer, option); output_error and sensitivity (layer, kind); the class statistics of `accel.statistics` over (layer,
+    head, query, ...); error_term (layer, head, term_query, option, term), `accel.error_terms`, NaN without a formula.
     """
     images, layout, small = _frames(model, images, frames)
     options = default_options(layout) if options is None else tuple(p for p in options if _allows(p, layout))
@@ -269,6 +295,7 @@ def probe(
         "output_error": (("layer", "kind"), output_error),
         "sensitivity": (("layer", "kind"), gains),
         "query": (("query",), index.numpy()),
+        "term_query": (("term_query",), few_queries(layout, index).numpy()),
     }
     coords = {
         "layer": np.arange(depth),
@@ -276,9 +303,9 @@ def probe(
         "option": [p.describe() for p in measured],
         "energy": ["mean", "between", "within"],
         "key_class": list(CLASSES),
-        "patch_class": list(PATCH_CLASSES),
         "vector": list(VECTORS),
         "vector_2": list(VECTORS),
+        "term": list(GROWTH),
     }
     data = xr.Dataset(variables, coords=coords)
     for name in data.data_vars:
@@ -327,7 +354,8 @@ def _measure(model, images, layout, options, index, generator, advance):
             found |= {name: x.cpu().numpy() for name, x in values.items()}
         found["gram"] = found["gram"].astype(np.float32)
         found["option_error"] = np.array(option_errors(q, k, v, layout, options, context=context))
-        found["shared_noise"] = np.array(shared_noise(q[0], k[0], v[0], layout, index, options))
+        rows = Rows(q, k, v, layout, few_queries(layout, index), context)
+        found["error_term"] = np.stack([error_terms(p, rows) for p in options], 2).astype(np.float32)
         layers[layer] = found
         advance()
 
@@ -343,16 +371,14 @@ def _measure(model, images, layout, options, index, generator, advance):
     dims = {
         "singular_value": ("k",),
         "mass": ("query", "key_class"),
-        "squared": ("query", "patch_class"),
-        "square_energy": ("query", "patch_class"),
         "gram": ("query", "vector", "vector_2"),
         "patch_logit": ("query",),
+        "error_term": ("term_query", "option", "term"),
     }
     order = sorted(layers)
     stacked = {name: np.stack([layers[layer][name] for layer in order]) for name in layers[0]}
     values = {name: (("layer", "head", *dims.get(name, ())), x) for name, x in stacked.items()}
     values["option_error"] = stacked["option_error"]
-    values["shared_noise"] = (("layer",), stacked["shared_noise"])
     tokens = {
         "token_energy": (("depth", "energy"), np.array([energies[i] for i in sorted(energies)])),
         "token_effective_rank": (("layer",), np.array([float(ranks[i]) for i in sorted(ranks)])),

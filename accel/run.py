@@ -145,8 +145,8 @@ def run(images: Iterable[str | Path], out: str | Path, *, console: Console | Non
     with stages("plan"):
         schedule = make_schedule(profile, layout, settings, Device.from_dict(json.loads(speeds.attrs["device"])))
     with stages("forward"):
-        exact, dense_seconds = forward(model, x) if dense else (None, 0.0)
-        fast, fast_seconds = forward(model, x, schedule)
+        exact, dense_seconds, _ = forward(model, x) if dense else (None, 0.0, ())
+        fast, fast_seconds, failed = forward(model, x, schedule)
     repeats = REPEATS if dense_seconds + fast_seconds < SHORT else 1
     validation = measured = difference = None
     if exact is not None:
@@ -183,7 +183,7 @@ def run(images: Iterable[str | Path], out: str | Path, *, console: Console | Non
         times=times | {"repeats": repeats},
         stages=stages.seconds,
         reused=tuple(stages.reused),
-        notes=notes,
+        notes=notes + failed,
         provenance=provenance(device=target, dtype=x.dtype, seed=seed),
         out=out,
     )
@@ -224,14 +224,16 @@ def make_schedule(profile: Profile, layout: TokenLayout, settings: Settings, mac
     return plan(profile, layout, predictor=TheoryPredictor(), device=machine, **goal)
 
 
-def forward(model: nn.Module, x: Tensor, schedule: Schedule | None = None) -> tuple[dict[str, Tensor], float]:
-    """A prediction, by exact attention or by a schedule, and its seconds."""
+def forward(model: nn.Module, x: Tensor, schedule: Schedule | None = None) -> tuple[dict[str, Tensor], float, tuple]:
+    """A prediction, by exact attention or by a schedule, its seconds, and a note on each layer out of memory."""
     _wait(x)
     start = time.perf_counter()
-    with torch.no_grad(), nullcontext() if schedule is None else patch(model, schedule):
+    with torch.no_grad(), nullcontext() if schedule is None else patch(model, schedule) as applied:
         found = model(x)
     _wait(x)
-    return found, time.perf_counter() - start
+    failed = {} if applied is None else applied.fallbacks
+    notes = tuple(f"Layer {i}: exact, the policy ran out of memory ({why[-1]})." for i, why in failed.items())
+    return found, time.perf_counter() - start, notes
 
 
 def _wait(x: Tensor) -> None:

@@ -248,7 +248,7 @@ def plan(
     return Schedule(
         layout=layout,
         policies=policies,
-        reasons=_reasons(profile, layout, policies, errors[rows, chosen], damage, each, options),
+        reasons=_reasons(profile, layout, policies, errors[rows, chosen], damage, each / exact, options),
         predicted_error=tuple(errors[rows, chosen].tolist()),
         sensitivity=tuple(sensitivity[rows, chosen].tolist()),
         seconds_saved=tuple((exact - each[chosen]).tolist()),
@@ -305,14 +305,13 @@ def _reasons(
     policies: Sequence[Policy],
     errors: np.ndarray,
     damage: np.ndarray,
-    seconds: np.ndarray,
+    time: np.ndarray,
     options: Sequence[Policy],
 ) -> tuple[str, ...]:
-    """Why each layer has its policy, in words with numbers."""
+    """Why each layer has its policy, in words with numbers; time: of each option, over that of exact attention."""
     own = own_mass(profile, layout)
     sensitivity = profile.data["sensitivity"].values.mean(1)
     median = max(float(np.median(sensitivity)), 1e-12)
-    full = seconds.max()
     reasons = []
     for layer, policy in enumerate(policies):
         ratio = sensitivity[layer] / median
@@ -328,12 +327,19 @@ def _reasons(
                 text = "no other option was allowed"
         elif policy.name == "frame":
             text = f"{own[layer]:.0%} of the mass is in the own frame, attention error {errors[layer]:.1%}, {level}"
+        elif policy.name == "query_merge":
+            rows = policy.kept_queries(layout) / layout.tokens
+            text = f"{rows:.0%} of the queries give attention error {errors[layer]:.1%}, {level}"
+        elif policy.name == "merge":
+            rows = policy.kept_tokens(layout) / layout.tokens
+            text = f"{rows:.0%} of the tokens, merged, give attention error {errors[layer]:.1%}, {level}"
         else:
             kept = policy.keys_per_query(layout) / layout.tokens
             text = f"{kept:.0%} of the keys give attention error {errors[layer]:.1%}, {level}"
-        if policy.name != "exact" and full > 0:
-            saved = 1 - seconds[list(options).index(policy)] / full
-            text += f", saves {saved:.0%} of the layer's attention time"
+        if policy.name != "exact":
+            taken = time[list(options).index(policy)]
+            change = f"saves {1 - taken:.0%} of" if taken <= 1 else f"adds {taken - 1:.0%} to"
+            text += f", {change} the layer's attention time"
         reasons.append(f"{policy.name}: {text}")
     return tuple(reasons)
 

@@ -1,18 +1,12 @@
 """Singular values and ranks of softmax attention matrices at any N, without forming them.
 
-For one head A = softmax(q k^T scale), N x N, lives in two products (theory, section 7):
-
-    A X   = attend(q, k, X)
-    A^T Y = exp(lse') out',   out', lse' = attend(k, q, Y, log_mass=-lse)
-
 * Exact, from log-sum-exps L_i(t) = log sum_j exp(t l_ij) and one product:  |A|_F^2 = sum_i exp(L_i(2) - 2 L_i(1)),
   entropy_i = L_i(1) - scale q_i.(A K)_i,  N_eff,i = exp(2 L_i(1) - L_i(2)).
-* Top singular values: block Krylov space of A A^T (Musco and Musco 2015), fully reorthogonalised, Rayleigh-Ritz.
-* sum f(s) over the rest: stochastic Lanczos quadrature on the complement of the leading Ritz vectors, by Golub-Kahan
-  bidiagonalisation with full reorthogonalisation on both sides. Each probe gives a Gauss rule and a Gauss-Radau rule
-  with a node at zero. For f(s) = s, whose kink at zero is what makes the quadrature of Roy and Vetterli's rank slow,
-  they err to opposite sides, in the ratio 1:-2 when the density of singular values is flat at zero, so that
-  (2 Gauss + Radau)/3 is used. Sum s^2 of the rest is known exactly and serves as control variate.
+* Top singular values: block Krylov (`accel.krylov`).
+* sum f(s) over the rest: stochastic Lanczos quadrature (`accel.krylov`). For f(s) = s, whose kink at zero is what makes
+  the quadrature of Roy and Vetterli's rank slow, the Gauss and the Gauss-Radau rule err to opposite sides, in the ratio
+  1:-2 when the density of singular values is flat at zero, so that (2 Gauss + Radau)/3 is used. Sum s^2 of the rest is
+  known exactly and serves as control variate.
 """
 
 import math
@@ -29,6 +23,7 @@ from torch import Tensor, nn
 
 from accel.attend import attend
 from accel.errors import AccelError
+from accel.krylov import AttentionOperator, quadrature, top_singular_triplets
 from accel.patch import record
 from accel.policies import Context
 from accel.provenance import provenance
@@ -46,6 +41,8 @@ LONG_NAMES = {
 }
 DENSE_UP_TO = 1200
 """method="auto" forms the matrix up to this N: exact, and the faster one there on a CPU core."""
+ROW_FORWARDS = 2
+"""Attention forwards that `row_statistics` takes."""
 NOISE = 8
 """Rounding of the products, in units of eps s_1: singular values are known to about this."""
 
@@ -70,113 +67,6 @@ def row_statistics(q: Tensor, k: Tensor, *, scale: float | None = None) -> RowSt
     log_square = attend(q, k, k, scale=2 * scale)[1] - 2 * lse
     entropy = lse - scale * (q * mean_key).sum(-1)
     return RowStatistics(entropy[0], torch.exp(-log_square)[0], torch.exp(log_square).sum(-1).sqrt()[0])
-
-
-class _Attention:
-    """The matrices A of some heads as an operator on blocks (H, N, c); `apply` is A X, `adjoint` is A^T Y.
-
-    Blocks are cut into chunks of `width` columns, to which q and k are padded with zeros, since fused kernels want
-    one head dimension and the exponentials are the dearer part.
-    """
-
-    def __init__(self, q: Tensor, k: Tensor, scale: float, width: int):
-        pad = max(width - q.shape[-1], 0)
-        self.q, self.k = (torch.nn.functional.pad(x, (0, pad))[None] for x in (q, k))
-        self.scale, self.width = scale, q.shape[-1] + pad
-        self.lse = attend(self.q, self.k, self.k, scale=scale)[1]
-
-    def _chunks(self, block: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
-        columns = block.shape[-1]
-        pad = -columns % self.width
-        parts = torch.nn.functional.pad(block, (0, pad)).split(self.width, dim=-1)
-        return torch.cat([product(part.contiguous()[None])[0] for part in parts], dim=-1)[..., :columns]
-
-    def apply(self, block: Tensor) -> Tensor:
-        return self._chunks(block, lambda x: attend(self.q, self.k, x, scale=self.scale)[0])
-
-    def adjoint(self, block: Tensor) -> Tensor:
-        def product(y: Tensor) -> Tensor:
-            out, lse = attend(self.k, self.q, y, log_mass=-self.lse, scale=self.scale)
-            return out * lse.exp()[..., None]
-
-        return self._chunks(block, product)
-
-
-def _orthonormal(block: Tensor, basis: Tensor) -> Tensor:
-    """An orthonormal basis of the block's columns made orthogonal to `basis`; also where they depend on each other."""
-    for _ in range(3):
-        block = torch.linalg.qr(block - basis @ (basis.mT @ block)).Q
-    return block
-
-
-def _krylov(operator: _Attention, start: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rayleigh-Ritz in span{A S, (A A^T) A S, ...}: s descending (H, r), right vectors (H, N, r), |A v - s u|.
-
-    An exact singular value lies within each residual |A v - s u| of s; the error is of second order in it.
-    """
-    tokens, width = start.shape[-2:]
-    basis = torch.linalg.qr(operator.apply(start)).Q
-    image = last = operator.adjoint(basis)
-    for _ in range(iterations):
-        columns = min(width, tokens - basis.shape[-1])
-        if columns <= 0:
-            break
-        fresh = _orthonormal(operator.apply(last[..., :columns]), basis)
-        last = operator.adjoint(fresh)
-        basis, image = torch.cat([basis, fresh], -1), torch.cat([image, last], -1)
-    outer, small = torch.linalg.qr(image)  # A^T basis = outer small
-    left, s, right = torch.linalg.svd(small.double().mT, full_matrices=False)
-    keep = min(width, s.shape[-1])
-    v = outer @ right.mT[..., :keep].to(outer.dtype)
-    u = basis @ left[..., :keep].to(basis.dtype)
-    residual = torch.linalg.vector_norm(operator.apply(v) - u * s[..., None, :keep].to(u.dtype), dim=-2)
-    return s[..., :keep], v, residual
-
-
-def _quadrature(operator: _Attention, deflated: Tensor, probes: Tensor, steps: int) -> tuple[np.ndarray, ...]:
-    """Nodes (singular values) and weights of Gauss and Gauss-Radau rules, each (H, probes, steps), float64.
-
-    Golub-Kahan: A v_j = beta_{j-1} u_{j-1} + alpha_j u_j and A^T u_j = alpha_j v_j + beta_j v_{j+1}, one recurrence
-    per column, on the complement of `deflated`. B = bidiag(alpha, beta) gives Gauss; B with the extra column
-    beta_m e_m gives Gauss-Radau with a node at zero (Golub and Meurant 2010).
-    """
-
-    def free(block: Tensor) -> Tensor:
-        return block - deflated @ (deflated.mT @ block)
-
-    def against(block: Tensor, earlier: list[Tensor]) -> Tensor:
-        for _ in range(2):
-            if earlier:
-                stack = torch.stack(earlier)
-                block = block - (stack * (stack * block).sum(-2, keepdim=True)).sum(0)
-        return block
-
-    def unit(block: Tensor, reference: Tensor | None) -> tuple[Tensor, Tensor]:
-        norm = torch.linalg.vector_norm(block, dim=-2, keepdim=True)
-        floor = 0 if reference is None else 8 * torch.finfo(block.dtype).eps * reference
-        norm = torch.where(norm > floor, norm, 0)
-        return torch.where(norm > 0, block / norm.clamp_min(torch.finfo(block.dtype).tiny), 0), norm
-
-    v, _ = unit(free(free(probes)), None)
-    vs, us, alphas, betas = [v], [], [], []
-    first = None
-    for _ in range(steps):
-        u, alpha = unit(against(operator.apply(vs[-1]), us), first)
-        first = alpha if first is None else first
-        us.append(u)
-        v, beta = unit(against(free(operator.adjoint(u)), vs), first)
-        vs.append(v)
-        alphas.append(alpha[..., 0, :].double())
-        betas.append(beta[..., 0, :].double())
-    alpha, beta = torch.stack(alphas, -1), torch.stack(betas, -1)
-    radau = torch.zeros(*alpha.shape, steps + 1, dtype=torch.float64, device=alpha.device)
-    radau.diagonal(dim1=-2, dim2=-1).copy_(alpha)
-    radau.diagonal(1, dim1=-2, dim2=-1).copy_(beta)
-    rules = []
-    for matrix in (radau[..., :steps], radau):
-        _, nodes, right = torch.linalg.svd(matrix, full_matrices=False)
-        rules += [nodes.cpu().numpy(), right[..., 0].square().cpu().numpy()]
-    return tuple(rules)
 
 
 def _entropic(s: np.ndarray) -> np.ndarray:
@@ -227,16 +117,25 @@ def _probed(top: np.ndarray, rules: list[np.ndarray], frobenius2: float, eps: fl
     return value, np.sqrt(jackknife**2 + bias**2 + rounding**2 + (16 * eps * value) ** 2)
 
 
-def _matrix_free(q, k, scale, width, count, iterations, deflate, steps, probes, generator) -> dict[str, np.ndarray]:
-    """The schema's variables for a few heads, (H,) each and singular_value (H, count)."""
+def _matrix_free(
+    q, k, scale, width, count, iterations, deflate, steps, probes, generator, ranks
+) -> tuple[dict[str, np.ndarray], float]:
+    """The schema's variables for a few heads, (H,) each and singular_value (H, count); and the cost in forwards."""
     heads, tokens = q.shape[:2]
-    operator = _Attention(q, k, scale, width)
+    operator = AttentionOperator(q, k, scale, width)
 
     def normal(columns: int) -> Tensor:
         draw = torch.randn(heads, tokens, columns, generator=generator, device=generator.device, dtype=torch.float64)
         return draw.to(q)
 
-    s, v, residual = _krylov(operator, normal(min(width, tokens)), iterations)
+    s, v, residual, increment = top_singular_triplets(operator, normal(min(width, tokens)), iterations)
+    found = {
+        "singular_value": s[:, :count].cpu().numpy(),
+        "singular_value_se": increment[:, :count].cpu().numpy(),
+        "singular_value_residual": residual[:, :count].double().cpu().numpy(),
+    }
+    if not ranks:
+        return found, operator.forwards
     rows = row_statistics(q, k, scale=scale)
     deflate = min(deflate, s.shape[-1])
     top, frobenius2 = s[:, :deflate].cpu().numpy(), rows.frobenius.square().cpu().numpy()
@@ -244,7 +143,7 @@ def _matrix_free(q, k, scale, width, count, iterations, deflate, steps, probes, 
     if tokens == deflate:
         values[:] = [_ranks(t, np.zeros(4), f) for t, f in zip(top, frobenius2, strict=True)]
     else:
-        gauss, weight, radau, radau_weight = _quadrature(
+        gauss, weight, radau, radau_weight = quadrature(
             operator, v[..., :deflate], normal(probes), min(steps, tokens - deflate)
         )
         rules, eps = [], torch.finfo(q.dtype).eps
@@ -254,16 +153,12 @@ def _matrix_free(q, k, scale, width, count, iterations, deflate, steps, probes, 
             rules.append((tokens - deflate) * np.stack([(w * f).sum(-1) for f in functions], -1))
         for h in range(heads):
             values[h], errors[h] = _probed(top[h], [rule[h] for rule in rules], frobenius2[h], eps)
-    found = {
-        "singular_value": s[:, :count].cpu().numpy(),
-        "singular_value_residual": residual[:, :count].double().cpu().numpy(),
-        "frobenius": np.sqrt(frobenius2),
-        "stable_rank": frobenius2 / top[:, 0] ** 2,
-        "entropy": rows.entropy.mean(-1).cpu().numpy(),
-    }
+    found["frobenius"] = np.sqrt(frobenius2)
+    found["stable_rank"] = frobenius2 / top[:, 0] ** 2
+    found["entropy"] = rows.entropy.mean(-1).cpu().numpy()
     for i, name in enumerate(("participation_ratio", "effective_rank", "effective_rank_energy")):
         found[name], found[f"{name}_se"] = values[:, i], errors[:, i]
-    return found
+    return found, operator.forwards + ROW_FORWARDS
 
 
 def _dense(q: Tensor, k: Tensor, scale: float, count: int) -> dict[str, np.ndarray]:
@@ -293,9 +188,10 @@ def attention_spectrum(
     count: int = 10,
     scale: float | None = None,
     method: str = "matrix-free",
+    ranks: bool = True,
     probes: int = 32,
     steps: int = 32,
-    iterations: int = 5,
+    iterations: int | None = None,
     deflate: int = 32,
     dtype: torch.dtype = torch.float32,
     advance: Callable[[int], None] | None = None,
@@ -306,11 +202,17 @@ def attention_spectrum(
     "dense" are float64. scale defaults to D**-0.5. `count` is the number of singular values (dimension k).
 
     "matrix-free": memory O(N (64 (iterations+1) + 2 steps probes)) for a head. Exact to rounding: frobenius, entropy.
-    Converged: singular_value (with `singular_value_residual`, a bound), stable_rank. Stochastic: participation_ratio,
-    effective_rank, effective_rank_energy, with `_se` (probes, and for the ranks the scale of the quadrature bias,
-    which at 32 steps was up to 1.2 % of effective_rank at N=2000; and rounding, which in float32 limits nearly
-    collapsed heads: take dtype=torch.float64 there). "dense": the N x N matrix in float64, all exact.
-    "auto": dense for N <= 1200, else matrix-free. `advance(heads)` is called as heads are finished.
+    Converged: singular_value and stable_rank. `singular_value_residual` bounds the distance to an exact one, and
+    `singular_value_se` is what the last Krylov step added, more than what is left as a rule. Stochastic:
+    participation_ratio, effective_rank, effective_rank_energy, with `_se` (probes, and for the ranks the scale of the
+    quadrature bias, which at 32 steps was up to 1.2 % of effective_rank at N=2000; and rounding, which in float32
+    limits nearly collapsed heads: take dtype=torch.float64 there). attrs `attention_forwards`: the cost of a head in
+    units of 4 N^2 D operations, some 80 with ranks.
+
+    ranks=False: the singular values alone, from blocks of max(D, 2 count) columns and 4 iterations instead of 5: 11
+    forwards for 16 values at D = 64 (22 at D = 16), right within 1e-4 (experiments/spectra_at_scale.py).
+    "dense": the N x N matrix in float64, all exact. "auto": dense for N <= 1200, else matrix-free. `advance(heads)` is
+    called as heads are finished.
     """
     if q.ndim != 3 or q.shape != k.shape:
         raise AccelError(f"q and k must both be (heads, tokens, dim), got {tuple(q.shape)} and {tuple(k.shape)}")
@@ -321,36 +223,45 @@ def attention_spectrum(
         raise AccelError(f'method="{method}" is unknown; use "matrix-free", "dense" or "auto"')
     if not 1 <= count <= tokens:
         raise AccelError(f"{count} singular values asked of a matrix with N={tokens}; ask between 1 and {tokens}")
+    if iterations is None:
+        iterations = 5 if ranks else 4
     if min(probes, steps) < 2 or iterations < 0 or deflate < 1:
         raise AccelError(f"{probes=}, {steps=}, {iterations=}, {deflate=}: need at least 2, 2, 0 and 1")
     if method == "auto":
         method = "dense" if tokens <= DENSE_UP_TO else "matrix-free"
     scale = dim**-0.5 if scale is None else scale
-    width = max(64, dim, 2 * count)
-    group = _heads_at_once(q, width * (iterations + 4) + 2 * steps * probes)
-    parts = []
+    width = max(64 if ranks else 1, dim, 2 * count)
+    group = _heads_at_once(q, width * (iterations + 4) + 2 * steps * probes * ranks)
+    parts, forwards = [], None
     with torch.no_grad():
         for first in range(0, heads, group):
             qs, ks = (x[first : first + group].detach().to(dtype) for x in (q, k))
             if method == "dense":
                 parts.append(_dense(qs, ks, scale, count))
             else:
-                parts.append(_matrix_free(qs, ks, scale, width, count, iterations, deflate, steps, probes, generator))
+                part, forwards = _matrix_free(
+                    qs, ks, scale, width, count, iterations, deflate, steps, probes, generator, ranks
+                )
+                parts.append(part)
             if advance:
                 advance(qs.shape[0])
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    for name in LONG_NAMES:
+    for name in LONG_NAMES.keys() & found.keys():
         found.setdefault(f"{name}_se", np.zeros_like(found[name]))
     found.setdefault("singular_value_residual", np.zeros_like(found["singular_value"]))
-    return _dataset(found, method)
+    data = _dataset(found, method)
+    return data if forwards is None else data.assign_attrs(attention_forwards=forwards)
 
 
 def _dataset(found: dict[str, np.ndarray], method: str) -> xr.Dataset:
     data = xr.Dataset({name: (("head", "k")[: value.ndim], value) for name, value in found.items()})
     for name, long_name in LONG_NAMES.items():
+        if name not in found:
+            continue
         units = "nat" if name == "entropy" else "1"
         data[name].attrs = {"long_name": long_name, "units": units}
         data[f"{name}_se"].attrs = {"long_name": f"standard error of the {name} over probes (0: exact)", "units": units}
+    data["singular_value_se"].attrs["long_name"] = "what the last Krylov step added to the singular value (0: exact)"
     data["singular_value_residual"].attrs = {"long_name": "|A v - s u|, distance to an exact one at most", "units": "1"}
     heads, count = found["singular_value"].shape
     data = data.assign_coords(head=np.arange(heads), k=np.arange(count))

@@ -35,9 +35,10 @@ def validate(
 
     images (1, S, 3, H, W) of the schedule's layout. 3 + 2 repeats forwards: one that measures, one of each kind to warm
     up, then dense and planned in turns. Over (layer): policy, predicted_error and measured_error (relative rms, on
-    the exact model's q, k, v), sensitivity, predicted_output_error. Scalars: predicted_total; measured_depth, _points,
-    _rotation, _translation and _total (`output_difference`); predicted and measured seconds_dense, seconds_planned
-    (medians) and speedup. Over (repeat): run_seconds_dense, run_seconds_planned.
+    the exact model's q, k, v), sensitivity, predicted_output_error, fallbacks (planned forwards in which the policy ran
+    out of memory and the model's own attention answered; outputs and times are then of that). Scalars: predicted_total;
+    measured_depth, _points, _rotation, _translation and _total (`output_difference`); predicted and measured
+    seconds_dense, seconds_planned (medians) and speedup. Over (repeat): run_seconds_dense, run_seconds_planned.
     """
     if images.ndim != 5 or images.shape[0] != 1:
         raise AccelError(f"images have shape {tuple(images.shape)}; give one scene, (1, frames, 3, height, width)")
@@ -49,7 +50,7 @@ def validate(
         raise AccelError(f"repeats={repeats} must be at least 1")
     if len(sites(model)) != schedule.layers:
         raise AccelError(f"the schedule has {schedule.layers} layers and the model {len(sites(model))}; plan for it")
-    errors = np.zeros(schedule.layers)
+    errors, fallbacks = np.zeros(schedule.layers), np.zeros(schedule.layers)
 
     def measure(context: Context, q: Tensor, k: Tensor, v: Tensor) -> None:
         policy = schedule.policies[context.layer]
@@ -59,8 +60,11 @@ def validate(
         return model(images)
 
     def planned() -> dict[str, Tensor]:
-        with patch(model, schedule):
-            return model(images)
+        with patch(model, schedule) as applied:
+            found = model(images)
+        for layer, reasons in applied.fallbacks.items():
+            fallbacks[layer] += len(reasons)
+        return found
 
     def timed(forward: Callable[[], dict[str, Tensor]]) -> float:
         _wait(images.device)
@@ -82,7 +86,7 @@ def validate(
         bar.advance(task)
         del reference
         runs = np.array([(timed(dense), timed(planned)) for _ in range(repeats)])
-    return _dataset(schedule, errors, difference, runs, model)
+    return _dataset(schedule, errors, fallbacks, difference, runs, model)
 
 
 def _wait(device: torch.device) -> None:
@@ -91,7 +95,12 @@ def _wait(device: torch.device) -> None:
 
 
 def _dataset(
-    schedule: Schedule, errors: np.ndarray, difference: dict[str, float], runs: np.ndarray, model: nn.Module
+    schedule: Schedule,
+    errors: np.ndarray,
+    fallbacks: np.ndarray,
+    difference: dict[str, float],
+    runs: np.ndarray,
+    model: nn.Module,
 ) -> xr.Dataset:
     predicted = schedule.predicted_seconds or (np.nan, np.nan)
     seconds = np.median(runs, axis=0)
@@ -101,6 +110,7 @@ def _dataset(
         "measured_error": (errors, "measured relative rms error of the attention output"),
         "sensitivity": (schedule.sensitivity, "output difference per relative attention error, from the probe"),
         "predicted_output_error": (schedule.predicted_output_error, "predicted output difference from this layer"),
+        "fallbacks": (fallbacks, f"of {1 + len(runs)} planned forwards, those out of memory, hence exact"),
     }
     scalars = {"predicted_total": (schedule.predicted_total, "predicted output difference", "1")}
     for name, value in difference.items():

@@ -43,7 +43,7 @@ def compare(model: torch.nn.Module, seed: int, frames: int) -> dict[str, np.ndar
         found["measured"].append(OraclePredictor(model, images[:, :size])(None, layout, kept))
         for predictor in PREDICTORS:
             found[predictor.name].append(predictor(profile, layout, kept))
-    return {name: np.stack(values) for name, values in found.items()} | {"noise": profile.data["shared_noise"].values}
+    return {name: np.stack(values) for name, values in found.items()}
 
 
 def main(
@@ -58,7 +58,6 @@ def main(
     model = load_model(weights)
     found = [compare(model, scene, frames) for scene in track(range(scenes), "scenes")]
     data = {name: np.stack([scene[name] for scene in found]) for name in found[0]}
-    noise = data.pop("noise")
     columns = ("frames", "predictor", "Spearman", "median ratio", "median factor", "90 % within")
     table, factors = Table(*columns, title=f"attention errors, probe of {frames} frames, {scenes} scenes"), {}
     for i, size in enumerate(SIZES):
@@ -83,9 +82,7 @@ def main(
     xr.Dataset(arrays, coords={"frames": list(SIZES)}).to_netcdf(out.with_suffix(".nc"), engine="h5netcdf")
     claim = f"median factor of the calibrated theory at {SIZES[1]} and {SIZES[2]} frames below the constant's"
     verdict = Verdict(claim, float(theory), float(constant), bool(theory < constant))
-    report(
-        [verdict], out.with_suffix(".json"), median_factor=factors, shared_noise=noise.mean(1).tolist(), scenes=scenes
-    )
+    report([verdict], out.with_suffix(".json"), median_factor=factors, scenes=scenes)
 
 
 if __name__ == "__main__":

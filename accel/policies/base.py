@@ -119,8 +119,27 @@ class Policy(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary: {"policy": name, field: value, ...}; `policy_from_dict` inverts it."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {"policy": self.name} | {key: list(x) if isinstance(x, tuple) else x for key, x in values.items()}
+        return {"policy": self.name} | {field.name: _to_json(getattr(self, field.name)) for field in fields(self)}
+
+
+def _to_json(value: Any) -> Any:
+    """A field's value as JSON: tuples are lists, and a policy that a policy holds is its dictionary."""
+    if isinstance(value, tuple):
+        return [_to_json(x) for x in value]
+    return value.to_dict() if isinstance(value, Policy) else value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_from_json(x) for x in value)
+    return policy_from_dict(value) if isinstance(value, Mapping) else value
+
+
+def check_flags(name: str, **flags: object) -> None:
+    """AccelError unless each is a bool: the string "false" of a JSON file would count as true."""
+    for field_name, value in flags.items():
+        if not isinstance(value, bool):
+            raise AccelError(f"{name} {field_name}={value!r} must be true or false")
 
 
 def registry() -> dict[str, type[Policy]]:
@@ -147,5 +166,4 @@ def policy_from_dict(data: Mapping[str, Any]) -> Policy:
     unknown = sorted(set(data) - {"policy", *names})
     if unknown:
         raise AccelError(f"policy {name!r} has no field {', '.join(map(repr, unknown))}; its fields are {names}")
-    values = {key: tuple(x) if isinstance(x, list) else x for key, x in data.items() if key != "policy"}
-    return cls(**values)
+    return cls(**{key: _from_json(x) for key, x in data.items() if key != "policy"})

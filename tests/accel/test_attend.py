@@ -8,7 +8,7 @@ from accel.attend import _mass_channels, attend, attend_naive, combine
 from accel.errors import AccelError
 from tests import tolerances
 
-DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
 def normal(seed, *shape, dtype=torch.float64):
@@ -139,6 +139,17 @@ def test_blockwise_path_keeps_its_precision_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         got = attend(q, k, v, chunk=16)
     close(got, attend(q, k, v), torch.float32)
+
+
+def test_mass_of_the_largest_and_smallest_float16_logits():
+    """log_mass in extra channels where log_mass/scale leaves float16's range: what stays in is exact."""
+    q, k, v = qkv(torch.float16)
+    log_mass = torch.zeros(1, 1, 53)
+    log_mass[..., :5] = -torch.inf
+    log_mass[..., 5:9] = -30
+    got = attend_naive(*_mass_channels(q, k, log_mass, 0.01), v, scale=0.01)
+    for a, b in zip(got, attend_naive(q, k, v, log_mass=log_mass, scale=0.01), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerances.ROUNDING["torch.float32"])
 
 
 def test_no_queries():

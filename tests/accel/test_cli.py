@@ -116,6 +116,14 @@ def budget_in_words(folder, scene, weights):
     return [scene], {"--budget": "fast"}, ('"fast"', "such as 2x")
 
 
+def tolerance_in_words(folder, scene, weights):
+    return [scene], {"--tolerance": "abc"}, ('"abc"', "give a relative error such as 0.02")
+
+
+def tolerance_not_a_number(folder, scene, weights):
+    return [scene], {"--tolerance": "nan"}, ("tolerance=nan", "0 .. 1", "such as 0.02")
+
+
 def budget_and_tolerance(folder, scene, weights):
     return [scene], {"--budget": "2x", "--tolerance": "0.1"}, ("budget=2", "tolerance=0.1", "give one")
 
@@ -138,6 +146,8 @@ BEFORE_WORK = [
     no_weights,
     budget_below_one,
     budget_in_words,
+    tolerance_in_words,
+    tolerance_not_a_number,
     budget_and_tolerance,
     unknown_device,
 ]
@@ -196,7 +206,11 @@ def test_a_missing_option_is_a_usage_error(scene):
     ("arguments", "code", "words"),
     [
         (["run", "photos"], 2, ("--out", "see accel run --help")),
-        (["run", "photos", "--out", "x", "--tolerance", "abc"], 2, ("--tolerance", "valid", "see accel run --help")),
+        (["run", "photos", "--out", "x", "--tolerance", "abc"], 2, ('tolerance "abc"', "such as 0.02")),
+        (["demo", "--out", "x", "--tolerance", "2 %"], 2, ('tolerance "2 %"', "such as 0.02")),
+        (["plan", "x.nc", "--frames", "many"], 2, ("--frames", '"many" is not an integer', "see accel plan --help")),
+        (["run", "photos", "--out", "x", "--seed", "1.5"], 2, ("--seed", '"1.5" is not an integer')),
+        (["plan", "x.nc", "--frames", "8", "--tolerance", "low"], 2, ('tolerance "low"', "such as 0.02")),
         (["no-such-command"], 2, ("no-such-command", "see accel --help")),
         (["predict", "--frames", "0"], 2, ('"0"', "give for example")),
         (["run", "--help"], 0, ()),
@@ -266,6 +280,11 @@ def test_predict_from_a_preset():
     refused(call("predict", "--frames", "many"), '"many"', "8,16,32")
     refused(call("predict", "--frames", "1" + "0" * 400), "from 1 to 10000000")
     refused(call("predict", "--frames", "8", "--profile", "gone.nc"), "gone.nc")
+
+
+@pytest.mark.parametrize("frames", ["0", "-3", "10000001", "1" + "0" * 400])
+def test_plan_refuses_numbers_of_frames_without_a_meaning(frames, tmp_path):
+    refused(call("plan", tmp_path / "gone.nc", "--frames", frames), f"frames={frames}", "from 1 to 10000000", "give")
 
 
 def test_plan_refuses_what_is_no_profile(tmp_path):

@@ -22,14 +22,11 @@ from accel.schedule import exact_schedule
 from accel.sensitivity import reduced
 from accel.statistics import (
     CLASSES,
-    PATCH_CLASSES,
     VECTORS,
-    key_masses,
     mean_statistics,
     option_errors,
     query_statistics,
     sample_queries,
-    shared_noise,
     token_energies,
 )
 from tests.tolerances import EXACT_STATISTICS, STORED_STATISTICS
@@ -87,13 +84,6 @@ def test_class_statistics_against_a_dense_loop():
                 mass = sum(A[h, i, j] for j in js)
                 vectors[a] = sum(A[h, i, j] * v[h, j] for j in js) / mass if js else torch.zeros(8).double()
                 assert found["mass"][h, row, CLASSES.index(a)] == pytest.approx(float(mass), abs=EXACT_STATISTICS)
-            for c, a in enumerate(PATCH_CLASSES):
-                square = sum(A[h, i, j] ** 2 for j in members[a]) if members[a] else torch.tensor(0.0)
-                energy = sum(A[h, i, j] ** 2 * v[h, j].square().sum() for j in members[a])
-                pair = found["squared"][h, row, c], found["squared"][h, row, c] * found["square_energy"][h, row, c]
-                assert [float(x) for x in pair] == pytest.approx([float(square), float(energy)], abs=EXACT_STATISTICS)
-                mean = sum(A[h, i, j] ** 2 * v[h, j] for j in members[a])
-                vectors[f"{a}_squared"] = mean / square if members[a] else torch.zeros(8).double()
             outside = LAYOUT.grid()[1:].flatten()
             vectors |= {"mean": v[h].mean(0), "patch_mean": v[h, outside].mean(0)}
             stack = torch.stack([vectors[name] for name in VECTORS])
@@ -126,28 +116,6 @@ def test_token_energies_add_up():
     assert mean + between + within == pytest.approx(x.square().sum(-1).mean().item(), rel=EXACT_STATISTICS)
     repeated = x[: LAYOUT.tokens_per_frame].repeat(4, 1)
     assert token_energies(repeated, LAYOUT)[1] == pytest.approx(0, abs=EXACT_STATISTICS)
-
-
-@pytest.mark.parametrize("keep", [True, False])
-def test_key_masses_are_the_policy(keep):
-    q, k, v = qkv()
-    policy = Subsample(stride=4, fill="mass", keep_first_frame=keep)
-    weight = torch.exp(q @ k.mT / 8**0.5) * key_masses(policy, LAYOUT, torch.arange(LAYOUT.tokens))
-    expected = weight @ v / weight.sum(-1, keepdim=True)
-    torch.testing.assert_close(
-        policy.attend(q[None], k[None], v[None], LAYOUT)[0], expected, atol=EXACT_STATISTICS, rtol=0
-    )
-
-
-def test_shared_noise_of_equal_and_of_independent_frames():
-    q, k, v = qkv(TokenLayout(6, 1, 4, 4), heads=4)
-    layout = TokenLayout(6, 1, 4, 4)
-    P = layout.tokens_per_frame
-    queries = sample_queries(layout, 48, generator())
-    same = [x[:, :P].repeat(1, 6, 1) for x in (k, v)]
-    assert shared_noise(q, *same, layout, queries, [Subsample(stride=4)]) == pytest.approx(1, abs=EXACT_STATISTICS)
-    assert abs(shared_noise(q, k, v, layout, queries, [Subsample(stride=4)])) < 0.2  # 1/5 would be one frame in five
-    assert shared_noise(q, k, v, layout, queries, [Exact(), Frame()]) == 0
 
 
 def test_option_errors():
@@ -251,7 +219,7 @@ def test_what_a_probe_refuses(model, images, profile, tmp_path):
 ATTRIBUTES = ("layout", "config", "measured", "candidates", "spectrum_tokens", "small_spectrum_tokens", "small_frames")
 
 
-@pytest.mark.parametrize("name", [*ATTRIBUTES, "squared", "entropy", "kind"])
+@pytest.mark.parametrize("name", [*ATTRIBUTES, "error_term", "entropy", "kind"])
 def test_a_damaged_profile_is_refused(profile, tmp_path, name):
     data = profile.data.copy()
     if name in ATTRIBUTES:
@@ -263,6 +231,11 @@ def test_a_damaged_profile_is_refused(profile, tmp_path, name):
     data.to_netcdf(tmp_path / "bad.nc", engine="h5netcdf")
     with pytest.raises(AccelError, match=rf"bad\.nc.*{name}.*not a profile of this version; probe again"):
         Profile.load(tmp_path / "bad.nc")
+
+
+def test_a_profile_with_other_error_terms_is_refused(profile):
+    with pytest.raises(AccelError, match=r"not a profile of this version \(error terms \['fixed', 'linear'\]\); probe"):
+        Profile(profile.data.isel(term=slice(0, 2)))
 
 
 def prediction(seed=0):

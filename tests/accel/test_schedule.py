@@ -13,8 +13,9 @@ from accel.cost import Device, model_cost
 from accel.errors import AccelError
 from accel.layout import TokenLayout
 from accel.patch import patch
-from accel.policies import Exact, Frame, Subsample
+from accel.policies import Exact, Frame, Merge, QueryMerge, Subsample
 from accel.predictors import ConstantPredictor, TheoryPredictor
+from accel.presets import PUBLISHED, published_schedule
 from accel.profile import probe
 from accel.schedule import Schedule, exact_schedule, plan
 from tests.accel.test_profile import generator, tiny
@@ -142,6 +143,13 @@ def test_reasons_and_table(profile, layout):
     frames = plan(profile, layout, predictor=Table(errors), tolerance=1e9, options=[Frame()], device=DEVICE)
     assert all("of the mass is in the own frame" in reason for reason in frames.reasons)
     assert frames.seconds_saved[0] > 0
+    slow = replace(DEVICE, overhead=1.0)  # of seconds that exact attention does not take
+    for device in (DEVICE, slow):
+        found = plan(profile, layout, predictor=Table(errors), tolerance=1e9, options=[Frame()], device=device)
+        exact = device.attention_seconds(Exact(), layout, profile.config.head_dim, profile.config.num_heads)
+        share = found.seconds_saved[0] / exact
+        words = f"saves {share:.0%} of" if device is DEVICE else f"adds {-share:.0%} to"
+        assert found.reasons[0].endswith(f", {words} the layer's attention time")
 
 
 def test_json_round_trip(profile, layout, tmp_path):
@@ -213,3 +221,38 @@ def test_the_plan_can_be_applied(model, images, profile):
     with torch.no_grad(), patch(model, found) as applied:
         model(images)
     assert applied.calls == [1, 1, 1]
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_published_settings(name, model, images):
+    layout = TokenLayout(200, 5, 28, 37)
+    found = published_schedule(name, layout, 24)
+    assert found.layers == 24 and all(p.name != "exact" for p in found.policies) and found.predictor == f"none ({name})"
+    assert Schedule.from_json(found.to_json()) == found
+    assert all(name in reason for reason in found.reasons)
+    small = model.layout(images)
+    with torch.no_grad(), patch(model, published_schedule(name, small, 3)):
+        out = model(images)
+    assert torch.isfinite(out["depth"]).all()
+
+
+def test_what_published_settings_say(layout):
+    policies = published_schedule("avggt", layout, 24).policies
+    assert policies[:9] == (Frame(),) * 9 and set(policies[9:]) == {Subsample.avggt(4)}
+    one = replace(layout, frames=1)
+    alone = published_schedule("fastvggt", one, 2)
+    assert set(alone.policies) == {Exact()} and "at least 2 frames" in alone.reasons[0]
+    with pytest.raises(AccelError, match="'fast' is no published setting; use one of"):
+        published_schedule("fast", layout, 24)
+    with pytest.raises(AccelError, match="layers=0"):
+        published_schedule("avggt", layout, 0)
+
+
+def test_reasons_say_what_is_merged(model, images):
+    options = (Merge(keep=0.6), QueryMerge(keep=0.5))
+    profile = probe(model, images, options=options, queries=16, generator=generator(), progress=False)
+    for policy, words in zip(options, ("of the tokens, merged, give", "of the queries give"), strict=True):
+        found = plan(
+            profile, profile.layout, predictor=TheoryPredictor(), tolerance=1e9, device=DEVICE, options=[policy]
+        )
+        assert all(words in reason for reason in found.reasons)

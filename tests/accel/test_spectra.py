@@ -7,12 +7,14 @@ import pytest
 import torch
 import xarray as xr
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from accel.errors import AccelError
+from accel.krylov import AttentionOperator
 from accel.patch import patch
 from accel.policies.subsample import Subsample
 from accel.provenance import provenance
-from accel.spectra import _Attention, attention_spectrum, measure_spectra, row_statistics
+from accel.spectra import attention_spectrum, measure_spectra, row_statistics
 from tests.accel.stand_ins import Plan, TwoFold, cloud
 from tests.tolerances import (
     MATVEC_FLOAT32,
@@ -21,6 +23,7 @@ from tests.tolerances import (
     SE_CALIBRATION,
     SIGMAS,
     SINGULAR_VALUES,
+    SINGULAR_VALUES_IN_FEW_STEPS,
     TYPICAL_SE,
 )
 
@@ -57,11 +60,13 @@ def test_products_are_a_x_and_a_transposed_y(columns):
     """Widths below, at and above the chunk; queries and keys differ, so that a transpose cannot hide."""
     pairs = [cloud("sharp", 150, 24, seed(n)) for n in (0, 1)]
     q, k = (torch.cat(x) for x in zip(*pairs, strict=True))
-    operator, A = _Attention(q, k, 0.3, 64), matrix(q, k, 0.3)
+    operator, A = AttentionOperator(q, k, 0.3, 64), matrix(q, k, 0.3)
     x = torch.randn(2, 150, columns, generator=seed(2))
     for product, exact in ((operator.apply, A), (operator.adjoint, A.transpose(0, 2, 1))):
         expected = exact @ x.double().numpy()
         assert np.linalg.norm(product(x).numpy() - expected) < MATVEC_FLOAT32 * np.linalg.norm(expected)
+    chunks = -(-columns // 64)
+    assert operator.products == 2 * chunks and operator.forwards == 2 * chunks * 64 / 24
 
 
 def test_row_statistics_are_exact():
@@ -97,6 +102,35 @@ def test_matrix_free_agrees_with_the_dense_svd(kind):
         np.testing.assert_allclose(twin[name], value, rtol=ROW_STATISTICS)
         assert twin[f"{name}_se"] == 0
     np.testing.assert_allclose(twin.singular_value, s[:10], rtol=ROW_STATISTICS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sixteen_values_cost_at_most_twelve_forwards(kind):
+    q, k = cloud(kind, 600, 64, seed(7))
+    exact = np.linalg.svd(matrix(q, k)[0], compute_uv=False)[:16]
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+    def flops(q, k, v, *args, out_shape=None, **kwargs):
+        return 4 * q[0] * q[1] * q[2] * k[2] * q[3]
+
+    with FlopCounterMode(display=False, custom_mapping={kernel: flops}) as counter:
+        found = attention_spectrum(q, k, generator=seed(1), count=16, ranks=False)
+    counted = counter.get_flop_counts()["Global"][kernel] / (4 * 600**2 * 64)
+    assert found.attention_forwards == counted == 11
+    s = found.singular_value.values[0]
+    np.testing.assert_allclose(s, exact, rtol=SINGULAR_VALUES_IN_FEW_STEPS)
+    assert (np.abs(s - exact) <= found.singular_value_se.values[0] + SINGULAR_VALUES * exact[0]).all()
+    assert set(found.data_vars) == {"singular_value", "singular_value_se", "singular_value_residual"}
+
+
+def test_the_declared_error_of_few_steps_is_not_optimistic():
+    q, k = cloud("sharp", 600, 64, seed(7))
+    exact = np.linalg.svd(matrix(q, k)[0], compute_uv=False)[:16]
+    for iterations in (0, 1, 2):
+        found = attention_spectrum(q, k, generator=seed(1), count=16, ranks=False, iterations=iterations).isel(head=0)
+        error = exact - found.singular_value.values
+        assert error.max() > 10 * SINGULAR_VALUES * exact[0]  # not converged yet
+        assert (error <= found.singular_value_se.values + SINGULAR_VALUES * exact[0]).all()
 
 
 def test_gauss_and_radau_together_remove_the_bias_of_few_steps():

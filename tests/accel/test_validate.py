@@ -11,9 +11,10 @@ from accel.cost import Device
 from accel.errors import AccelError
 from accel.outputs import output_difference
 from accel.patch import patch
-from accel.policies import Frame, Subsample
+from accel.policies import Frame, Policy, Subsample
 from accel.predictors import OraclePredictor
 from accel.profile import probe
+from accel.run import forward
 from accel.schedule import exact_schedule, plan
 from accel.validate import validate
 from tests.accel.test_profile import generator, tiny
@@ -42,7 +43,7 @@ def schedule(model, images):
 def test_an_honest_schedule_is_confirmed(model, images, schedule):
     found = validate(model, images, schedule, repeats=2, progress=False)
     assert found["measured_error"].values == pytest.approx(found["predicted_error"].values, rel=1e-4)
-    assert (found["measured_error"] > 0).all()
+    assert (found["measured_error"] > 0).all() and (found["fallbacks"] == 0).all()
     with torch.no_grad():
         reference = model(images)
         with patch(model, schedule):
@@ -62,6 +63,24 @@ def test_a_lie_is_seen(model, images, schedule):
     swapped = replace(schedule, policies=(Subsample(stride=2, fill="mass"),) * 2)
     found = validate(model, images, swapped, repeats=1, progress=False)
     assert (abs(found["measured_error"] / found["predicted_error"] - 1) > 0.1).all()
+
+
+def test_a_policy_out_of_memory_shows(model, images, schedule, monkeypatch):
+    with torch.no_grad():
+        reference = model(images)
+    attend, calls = Policy.attend, itertools.count()
+
+    def fail(self, *args, **kwargs):
+        if next(calls) < schedule.layers:  # the forward that measures
+            return attend(self, *args, **kwargs)
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(Policy, "attend", fail)
+    found = validate(model, images, schedule, repeats=2, progress=False)
+    assert found["fallbacks"].values.tolist() == [3, 3]
+    assert float(found["measured_total"]) == 0 and output_difference(reference, reference)["total"] == 0
+    _, _, notes = forward(model, images, schedule)
+    assert notes == tuple(f"Layer {i}: exact, the policy ran out of memory (no more)." for i in range(2))
 
 
 def test_exact_is_exact(model, images):

@@ -7,7 +7,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from accel.attend import attend_naive
 from accel.errors import AccelError
 from accel.layout import TokenLayout
-from accel.policies import Subsample, base, subsample
+from accel.policies import Subsample, base, key_subset
 from tests import tolerances
 from tests.accel.policies.inputs import BIG, LAYOUT, B, D, H, error, qkv
 
@@ -57,6 +57,10 @@ def test_subsample_refuses_a_layout(layout, message):
         ({"stride": 4, "window": (2, 3)}, "disagrees"),
         ({"window": (0, 2)}, "at least 1"),
         ({"window": 3}, "two integers"),
+        ({"stride": True}, "stride=True has no window"),
+        ({"stride": [4]}, "has no window"),
+        ({"keep_first_frame": "false"}, "subsample keep_first_frame='false' must be true or false"),
+        ({"fill": "shrink", "shrinkage": True}, "shrinkage=True"),
         ({"fill": "mean"}, "fill='mean' is not one of"),
         ({"shrinkage": 0.5}, 'needs fill="shrink"'),
         ({"fill": "shrink", "shrinkage": 1.5}, r"in \[0, 1\]"),
@@ -66,6 +70,11 @@ def test_subsample_refuses_a_layout(layout, message):
 def test_subsample_refuses_fields(fields, message):
     with pytest.raises(AccelError, match=message):
         Subsample(**fields)
+
+
+def test_lists_are_taken():
+    assert hash(Subsample(window=[2, 2])) == hash(Subsample(stride=4))
+    assert Subsample(fill="shrink", shrinkage=[0.1, 0.2]) == Subsample(fill="shrink", shrinkage=(0.1, 0.2))
 
 
 def test_shrinkage_needs_one_value_per_head():
@@ -93,6 +102,6 @@ def test_fitted_shrinkage_helps_a_nearly_uniform_head():
 
 
 def test_probe_queries_are_distinct_and_cover_the_places_of_a_frame():
-    index = subsample._spread(BIG.tokens, 200)
+    index = key_subset._spread(BIG.tokens, 200)
     assert len(index) == len(index.unique()) > 190 and index.max() < BIG.tokens
     assert len((index % BIG.tokens_per_frame).unique()) > 0.6 * BIG.tokens_per_frame
