@@ -138,14 +138,19 @@ class _Seam:
         self.original = site.module.forward
         self.contexts: list[_Context] = []
         self.mode = _Swap(self)
+        # made here and not by decorators: torch.compiler.disable imports Dynamo, 2 s that `import accel` need not take
+        self.untraced = torch.compiler.disable(self._forward, recursive=False)
+        self.answer = torch.compiler.disable(self._answer)
 
     @staticmethod
     def on(module: nn.Module) -> "_Seam | None":
         forward = vars(module).get("forward")
         return forward if isinstance(forward, _Seam) else None
 
-    @partial(torch.compiler.disable, recursive=False)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.untraced(*args, **kwargs)
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
         first = next(iter((*args, *kwargs.values())), None)
         tokens = first if isinstance(first, Tensor) and first.ndim == 3 else None
         for context in self.contexts:
@@ -160,8 +165,7 @@ class _Seam:
             for context in self.contexts:
                 context.leave(self.layer, done)
 
-    @torch.compiler.disable
-    def answer(self, call: Callable[[], Tensor], q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+    def _answer(self, call: Callable[[], Tensor], q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         """Innermost context first, each with the next one's answer as `call`; the model's own call is the last."""
         for context in self.contexts:
             call = partial(context.answer, self.layer, call, q, k, v, scale)
