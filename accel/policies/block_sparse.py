@@ -22,8 +22,8 @@ from accel.policies.hilbert import hilbert_order
 
 FILLS = ("none", "mass", "cumulant")
 ORDERS = ("raster", "hilbert")
-_CACHED = 64
-"""On a CPU a gather holds this part of BLOCK_ELEMENTS: 1 MiB in float32, which stays in the cache."""
+_CACHED = 4
+"""On a CPU a gather holds this part of BLOCK_ELEMENTS, 16 MiB in float32: fewer calls outweigh more cache misses."""
 
 
 class _Keys(NamedTuple):
@@ -239,11 +239,20 @@ def _kept_blocks(q: Tensor, keys: _Keys, order: Tensor, count: Tensor, scale: fl
         return flex_blocks(*flat, kept, scale, query_block=size, key_block=n, kernel=kernel)
 
     k, v = (x.reshape(-1, n * D) for x in (keys.k, keys.v))
+    # without gradients one buffer serves all calls: a fresh one costs more in page faults than in copying
+    reuse = not _needs_grad(q, keys.k, keys.v)
+    buffers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def gathered(queries: Tensor, blocks: Tensor, kept: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         index = blocks[:, :kept].reshape(-1)
-        near = (x.index_select(0, index).view(len(queries), 1, kept * n, D) for x in (k, v))
-        return attend(queries, *near, scale=scale)
+        if reuse:
+            if len(index) not in buffers:
+                buffers.clear()
+                buffers[len(index)] = k.new_empty(len(index), n * D), v.new_empty(len(index), n * D)
+            near = (torch.index_select(x, 0, index, out=y) for x, y in zip((k, v), buffers[len(index)], strict=True))
+        else:
+            near = (x.index_select(0, index) for x in (k, v))
+        return attend(queries, *(x.view(len(queries), 1, kept * n, D) for x in near), scale=scale)
 
     return _by_count(q, order, count, n * D, gathered)
 
