@@ -207,7 +207,7 @@ def attention_spectrum(
     participation_ratio, effective_rank, effective_rank_energy, with `_se` (probes, and for the ranks the scale of the
     quadrature bias, which at 32 steps was up to 1.2 % of effective_rank at N=2000; and rounding, which in float32
     limits nearly collapsed heads: take dtype=torch.float64 there). attrs `attention_forwards`: the cost of a head in
-    units of 4 N^2 D operations, some 80 with ranks.
+    units of 4 N^2 D operations, some 80 with ranks (NaN for "dense", which decomposes).
 
     ranks=False: the singular values alone, from blocks of max(D, 2 count) columns and 4 iterations instead of 5: 11
     forwards for 16 values at D = 64 (22 at D = 16), right within 1e-4 (experiments/spectra_at_scale.py).
@@ -232,7 +232,7 @@ def attention_spectrum(
     scale = dim**-0.5 if scale is None else scale
     width = max(64 if ranks else 1, dim, 2 * count)
     group = _heads_at_once(q, width * (iterations + 4) + 2 * steps * probes * ranks)
-    parts, forwards = [], None
+    parts, forwards = [], float("nan")
     with torch.no_grad():
         for first in range(0, heads, group):
             qs, ks = (x[first : first + group].detach().to(dtype) for x in (q, k))
@@ -249,8 +249,7 @@ def attention_spectrum(
     for name in LONG_NAMES.keys() & found.keys():
         found.setdefault(f"{name}_se", np.zeros_like(found[name]))
     found.setdefault("singular_value_residual", np.zeros_like(found["singular_value"]))
-    data = _dataset(found, method)
-    return data if forwards is None else data.assign_attrs(attention_forwards=forwards)
+    return _dataset(found, method).assign_attrs(attention_forwards=forwards)
 
 
 def _dataset(found: dict[str, np.ndarray], method: str) -> xr.Dataset:

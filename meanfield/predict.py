@@ -150,6 +150,7 @@ def predict_spectrum(params: RankParams | str, N: float, *, k: int = 16) -> xr.D
         "frames": int(frames) if frames == round(frames) else frames,
         "probes": len(chosen.replicates),
         "model_dtype": "float64",
+        "attention_forwards": 0.0,
     }
     return dataset
 
