@@ -26,12 +26,15 @@ CONFIGS = {"testbed": TESTBED, "vggt-1b": VGGT_1B, "vggt-small": PARITY_SMALL}
 HUB_FILES = ("model.safetensors", "model.pt")
 
 
-def load_model(name_or_path: str | os.PathLike, device: str | torch.device = "cpu") -> VGGT:
+def load_model(
+    name_or_path: str | os.PathLike, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> VGGT:
     """A VGGT in evaluation mode from a name or a file.
 
     `name_or_path` is "testbed" (bundled), "random:testbed" or "random:vggt-1b" (random weights, seed 0), a local
     .safetensors, .pt or .pth file or a folder that holds one, or a hub id such as "facebook/VGGT-1B". The sizes come
     from the file's metadata, else they are VGGT-1B's. Every entry is loaded or listed in `DELIBERATELY_UNUSED`.
+    dtype is that of the trunk, its tokens and what is kept of them; the heads stay in float32.
     Raises AccelError for a file that is missing, unreadable, of another model, or has non-finite weights.
     """
     name = os.fspath(name_or_path)
@@ -39,7 +42,7 @@ def load_model(name_or_path: str | os.PathLike, device: str | torch.device = "cp
         config = CONFIGS.get(name.removeprefix("random:"))
         if config is None:
             raise AccelError(f'no configuration "{name}"; choose random: and one of {", ".join(CONFIGS)}')
-        return random_model(config, torch.Generator().manual_seed(0)).to(device)
+        return _placed(random_model(config, torch.Generator().manual_seed(0)), device, dtype)
     path = resources.files("accel") / "data" / "testbed.safetensors" if name == "testbed" else find_file(name)
     config, state = read_checkpoint(Path(str(path)))
     with torch.device("meta"):
@@ -47,7 +50,14 @@ def load_model(name_or_path: str | os.PathLike, device: str | torch.device = "cp
     tensors, _ = match_state(model, state, str(path))
     model.load_state_dict(tensors, assign=True)
     model.aggregator.set_normalisation()
-    return model.eval().requires_grad_(False).to(device)
+    return _placed(model.eval().requires_grad_(False), device, dtype)
+
+
+def _placed(model: VGGT, device: str | torch.device, dtype: torch.dtype) -> VGGT:
+    if dtype != torch.float32:
+        model.aggregator.to(dtype)
+        model.aggregator.set_normalisation()  # of float32 images
+    return model.to(device)
 
 
 def find_file(name: str) -> Path:

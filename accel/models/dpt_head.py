@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accel.models.config import VGGTConfig
+from accel.models.layers import in_chunks
 
 
 def grid_embedding(height: int, width: int, channels: int, aspect: float, like: Tensor) -> Tensor:
@@ -132,11 +133,11 @@ class DPTHead(nn.Module):
     def forward(
         self, kept: dict[int, Tensor], height: int, width: int, special: int, chunk: int
     ) -> tuple[Tensor, Tensor]:
-        layers = [kept[i] for i in self.config.dpt_layers]
-        B, S = layers[0].shape[:2]
-        parts = []
-        for start in range(0, S, chunk):
-            tokens = [x[:, start : start + chunk, special:].flatten(0, 1).float() for x in layers]
-            parts.append([y.unflatten(0, (B, -1)) for y in self.dense(tokens, height, width)])
-        values, confidence = zip(*parts, strict=True)
-        return torch.cat(values, dim=1), torch.cat(confidence, dim=1)
+        B = kept[self.config.dpt_layers[0]].shape[0]
+
+        def dense(*layers: Tensor) -> tuple[Tensor, Tensor]:
+            tokens = [x[:, :, special:].flatten(0, 1).float() for x in layers]
+            values, confidence = self.dense(tokens, height, width)
+            return values.unflatten(0, (B, -1)), confidence.unflatten(0, (B, -1))
+
+        return in_chunks(dense, tuple(kept[i] for i in self.config.dpt_layers), chunk, dim=1)

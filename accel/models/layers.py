@@ -1,8 +1,44 @@
-"""Transformer layers shared by the patch embedding, the aggregator and the camera head."""
+"""Transformer layers of the patch embedding, the aggregator and the camera head, whole or in chunks of tokens."""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def in_chunks(
+    fn: Callable, tensors: tuple[Tensor, ...], size: int | None, dim: int, out_dim: int | None = None
+) -> Tensor | tuple[Tensor, ...]:
+    """fn(*tensors) for an fn that treats the slices along `dim` independently, `size` of them at a time (None: all).
+
+    The results, a tensor or a tuple of tensors, are joined along out_dim (dim if None). Without gradients they are
+    written into one array as they come, so that beside inputs and outputs only one chunk's temporaries are alive.
+    """
+    length, out_dim = tensors[0].shape[dim], dim if out_dim is None else out_dim
+    if size is None or length <= size:
+        return fn(*tensors)
+    parts = (fn(*(x.narrow(dim, i, min(size, length - i)) for x in tensors)) for i in range(0, length, size))
+    if torch.is_grad_enabled():
+        found = [part if isinstance(part, tuple) else (part,) for part in parts]
+        joined = tuple(torch.cat(column, out_dim) for column in zip(*found, strict=True))
+    else:
+        joined, start = (), 0
+        for part in parts:
+            part = part if isinstance(part, tuple) else (part,)
+            joined = joined or tuple(_whole(x, out_dim, length) for x in part)
+            rows = part[0].shape[out_dim]
+            for whole, x in zip(joined, part, strict=True):
+                whole.narrow(out_dim, start, rows).copy_(x)
+            start += rows
+            del part, x
+    return joined if len(joined) > 1 else joined[0]
+
+
+def _whole(part: Tensor, dim: int, length: int) -> Tensor:
+    shape = list(part.shape)
+    shape[dim] = length
+    return part.new_empty(shape)
 
 
 def rope_table(
@@ -42,13 +78,21 @@ class Attention(nn.Module):
         self.k_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def heads(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, n, C) -> q, k, v (B, H, n, D), normalised and rotated."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, rope).to(v.dtype), rotate(k, rope).to(v.dtype)
+        return q, k, v
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None, chunk: int | None = None) -> Tensor:
+        """Attention among the n tokens of x (B, n, C); the projections take `chunk` of them at a time."""
+        q, k, v = in_chunks(lambda part: self.heads(part, rope), (x,), chunk, dim=1, out_dim=2)
+        del x
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        del q, k, v
+        return in_chunks(lambda part: self.proj(part.transpose(1, 2).flatten(2)), (out,), chunk, dim=2, out_dim=1)
 
 
 class LayerScale(nn.Module):
@@ -88,6 +132,22 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.ls2 = LayerScale(dim, layer_scale)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        x = x + self.ls1(self.attn(self.norm1(x), rope))
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None, chunk: int | None = None) -> Tensor:
+        """x (B, n, C) -> (B, n, C), about `chunk` tokens at a time (None: all), a multiple of the rope's tokens.
+
+        Where a sequence is longer than that, its attention is one call and everything else goes in chunks.
+        """
+        B, n = x.shape[:2]
+        if chunk is None or B * n <= chunk:
+            return self.whole(x, rope)
+        if n <= chunk:
+            return in_chunks(lambda part: self.whole(part, rope), (x,), chunk // n, dim=0)
+        attended = self.attn(in_chunks(self.norm1, (x,), chunk, dim=1), rope, chunk)
+        return in_chunks(self.after_attention, (x, attended), chunk, dim=1)
+
+    def whole(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        return self.after_attention(x, self.attn(self.norm1(x), rope))
+
+    def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.ls1(attended)
         return x + self.ls2(self.mlp(self.norm2(x)))

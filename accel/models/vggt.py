@@ -11,15 +11,20 @@ from accel.models.config import VGGTConfig
 from accel.models.dpt_head import DPTHead
 
 
+TOKENS_PER_CHUNK = 8192
+"""Tokens that the frame-wise parts of a forward take at once by default: enough to keep a GPU busy."""
+
+
 class VGGT(nn.Module):
     """Visual Geometry Grounded Transformer (Wang et al., CVPR 2025), without the track head.
 
     Parameter names are those of the official checkpoint. The aggregator keeps only the layers that the heads read,
-    and the dense heads run over `frames_per_chunk` frames at a time: memory grows neither with depth nor, beyond the
-    tokens and the outputs themselves, with the number of frames. Heads run in float32 also under autocast.
+    and everything but the global attention itself runs over `frames_per_chunk` frames at a time (None: those of about
+    8,192 tokens): memory grows neither with depth nor, beyond the tokens and the outputs themselves, with the number of
+    frames. Heads run in float32 also under autocast and under a trunk in bfloat16.
     """
 
-    def __init__(self, config: VGGTConfig, frames_per_chunk: int = 4):
+    def __init__(self, config: VGGTConfig, frames_per_chunk: int | None = None):
         super().__init__()
         self.config = config
         self.frames_per_chunk = frames_per_chunk
@@ -34,6 +39,10 @@ class VGGT(nn.Module):
         size = self.config.patch_size
         return TokenLayout(frames, self.config.special_tokens, height // size, width // size)
 
+    def chunk(self, layout: TokenLayout) -> int:
+        """The frames that are processed at once."""
+        return self.frames_per_chunk or max(1, TOKENS_PER_CHUNK // layout.tokens_per_frame)
+
     def check_images(self, images: Tensor) -> None:
         """Raise AccelError unless images are (B, S, 3, H, W) with sides that are multiples of the patch size."""
         if images.ndim != 5 or images.shape[2] != 3 or images.shape[1] < 1:
@@ -47,17 +56,24 @@ class VGGT(nn.Module):
         """images (B, S, 3, H, W) in [0, 1] -> pose_enc (B, S, 9), depth (B, S, H, W, 1), depth_conf (B, S, H, W),
         world_points (B, S, H, W, 3), world_points_conf (B, S, H, W); lengths in units of the scene scale."""
         self.check_images(images)
-        return self.heads(self.aggregator(images), *images.shape[-2:])
+        kept = self.aggregator(images, frames_per_chunk=self.chunk(self.layout(images)))
+        return self.camera(kept) | self.dense(kept, *images.shape[-2:])
 
-    def heads(self, kept: dict[int, Tensor], height: int, width: int) -> dict[str, Tensor]:
-        """The predictions from the kept layers of the aggregator."""
-        special, chunk = self.config.special_tokens, self.frames_per_chunk
+    def camera(self, kept: dict[int, Tensor]) -> dict[str, Tensor]:
+        """The poses from the camera tokens of the last layer of the aggregator."""
+        tokens = kept[self.config.depth - 1][:, :, 0].float()
+        with torch.autocast(tokens.device.type, enabled=False):
+            return {"pose_enc": self.camera_head(tokens)}
+
+    def dense(self, kept: dict[int, Tensor], height: int, width: int) -> dict[str, Tensor]:
+        """Depth and points from the kept layers of the aggregator, each frame by itself."""
+        special, size = self.config.special_tokens, self.config.patch_size
+        frames = next(iter(kept.values())).shape[1]
+        chunk = self.chunk(TokenLayout(frames, special, height // size, width // size))
         with torch.autocast(next(iter(kept.values())).device.type, enabled=False):
-            pose = self.camera_head(kept[self.config.depth - 1][:, :, 0].float())
             depth, depth_conf = self.depth_head(kept, height, width, special, chunk)
             points, points_conf = self.point_head(kept, height, width, special, chunk)
         return {
-            "pose_enc": pose,
             "depth": depth,
             "depth_conf": depth_conf,
             "world_points": points,
