@@ -10,7 +10,6 @@ from accel.models.camera_head import CameraHead
 from accel.models.config import VGGTConfig
 from accel.models.dpt_head import DPTHead
 
-
 TOKENS_PER_CHUNK = 8192
 """Tokens that the frame-wise parts of a forward take at once by default: enough to keep a GPU busy."""
 
