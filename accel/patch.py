@@ -257,8 +257,9 @@ class _Context(ABC):
 class _Patch(_Context):
     kind = "patch"
 
-    def __init__(self, model: nn.Module, schedule: ScheduleLike):
+    def __init__(self, model: nn.Module, schedule: ScheduleLike, attend: Callable[..., Tensor] | None):
         super().__init__(model)
+        self.attend = attend
         self.layout, self.policies = schedule.layout, tuple(schedule.policies)
         if len(self.policies) != len(self.sites):
             raise AccelError(
@@ -277,9 +278,12 @@ class _Patch(_Context):
         return self.policies[layer]
 
     def watches(self, layer: int) -> bool:
-        return not _is_exact(self.policies[layer])
+        return self.attend is not None or not _is_exact(self.policies[layer])
 
     def handle(self, context, call, q, k, v, scale):
+        if self.attend is not None:
+            with sdpa_kernel(_ALL_KERNELS):
+                return self.attend(self.policies[context.layer], q, k, v, scale=scale, context=context)
         self.layout.check(q.shape[-2])
         self.layout.check(k.shape[-2])
         try:
@@ -308,7 +312,7 @@ class _Record(_Context):
         return call()
 
 
-def patch(model: nn.Module, schedule: ScheduleLike) -> _Patch:
+def patch(model: nn.Module, schedule: ScheduleLike, *, attend: Callable[..., Tensor] | None = None) -> _Patch:
     """Context manager that puts `schedule.policies[layer]` at each global site of `model`; yields an `Applied`.
 
     `schedule` is anything with `.layout` and `.policies`, one per site (`accel.sites.layout_of(model, images)` makes
@@ -317,13 +321,16 @@ def patch(model: nn.Module, schedule: ScheduleLike) -> _Patch:
     A policy that runs out of memory is answered by the model's own attention, with a logged warning and a line in
     `Applied.fallbacks`; in a compiled block, where nothing can step in between, the error comes out instead.
 
+    attend(policy, q, k, v, scale=, context=), where given, answers every layer, exact ones too, instead of
+    `policy.attend`, on as many tokens as it pleases and without a fallback: `accel.distributed` exchanges keys there.
+
     AccelError: a wrong number of policies, a policy that cannot take the layout, another number of tokens than the
     layout's (at a layer that is not exact; another grid or other frames of as many tokens cannot be told apart here), a
     masked, causal, grouped or dropped-out attention call, a nested patch, and on leaving a site that ran without its
     attention being seen. Leaving restores the model, also after an exception, and keeps no tensor; the object can then
     be entered again.
     """
-    return _Patch(model, schedule)
+    return _Patch(model, schedule, attend)
 
 
 def record(model: nn.Module, fn: Callable[[Context, Tensor, Tensor, Tensor], None]) -> _Record:
