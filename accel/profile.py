@@ -100,6 +100,7 @@ def default_options(layout: TokenLayout) -> tuple[Policy, ...]:
         TemporalStride(3, fill="shrink"),
         Merge(0.5),
         Merge(0.25),
+        Merge(0.12),
         BlockSparse(0.25),
     )
     allowed = [policy for policy in options if _allows(policy, layout)]
