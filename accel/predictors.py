@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from accel.error_terms import class_measure, noise_factor
 from accel.errors import AccelError
 from accel.layout import TokenLayout
+from accel.options import probed
 from accel.patch import record
 from accel.policies import Context, Policy
 from accel.profile import Profile
@@ -88,7 +89,7 @@ class TheoryPredictor:
         there = formula(profile, layout, policies)
         if not self.calibrated:
             return there
-        here = formula(profile, profile.layout, policies)
+        here = formula(profile, profile.layout, [probed(policy, profile.measured) for policy in policies])
         ratio = np.divide(there, here, out=np.ones_like(there), where=here > 0)
         return profile.option_error(policies) * ratio
 
@@ -96,15 +97,15 @@ class TheoryPredictor:
 def formula(profile: Profile, layout: TokenLayout, policies: Sequence[Policy]) -> np.ndarray:
     """Relative rms error (layer, option) of each policy at `layout.frames`, from class statistics and error terms."""
     found, measured = np.zeros((profile.layers, len(policies))), profile.measured
-    factors = [noise_factor(p, layout) / (noise_factor(p, profile.layout) or 1.0) for p in policies]
+    was = [probed(policy, measured) for policy in policies]
+    pairs = zip(policies, was, strict=True)
+    factors = [noise_factor(p, layout) / (noise_factor(q, profile.layout) or 1.0) for p, q in pairs]
     for layer in range(profile.layers):
         statistics = class_statistics(profile, layer, layout)
         for j, policy in enumerate(policies):
             if policy.name == "exact":
                 continue
-            if policy not in measured:
-                raise AccelError(f"{policy} was not probed; probe with options=(..., {policy!r})")
-            terms = profile.data["error_term"].values[layer, :, :, measured.index(policy)].astype(np.float64)
+            terms = profile.data["error_term"].values[layer, :, :, measured.index(was[j])].astype(np.float64)
             if np.isnan(terms).any():
                 raise AccelError(
                     f"no error formula for policy {policy.name!r}; use the constant or the oracle predictor"

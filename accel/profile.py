@@ -25,19 +25,9 @@ from accel.error_terms import Rows, error_terms, few_queries
 from accel.errors import AccelError
 from accel.layout import TokenLayout
 from accel.models.config import VGGTConfig
+from accel.options import allows, default_options, probed
 from accel.patch import observe, record
-from accel.policies import (
-    BlockSparse,
-    Context,
-    Exact,
-    Frame,
-    Merge,
-    PhasedGrid,
-    Policy,
-    Subsample,
-    TemporalStride,
-    policy_from_dict,
-)
+from accel.policies import Context, Policy, policy_from_dict
 from accel.provenance import provenance
 from accel.sensitivity import perturbations, sensitivity
 from accel.sites import sites
@@ -84,35 +74,6 @@ LONG_NAMES = {
 
 COUNTS = ("small_frames", "spectrum_tokens", "small_spectrum_tokens", "candidates")
 ATTRIBUTES = ("layout", "config", "measured", *COUNTS)
-
-
-def default_options(layout: TokenLayout) -> tuple[Policy, ...]:
-    """The candidates that this layout allows and that cost less there than exact: all kinds, gentle to strong."""
-    exact_flops = Exact().cost(layout, 1, 1).flops
-    options = (
-        Exact(),
-        Frame(),
-        *(Subsample(stride=s, fill="shrink") for s in (2, 4, 8, 16)),
-        Subsample.avggt(4),
-        PhasedGrid(),
-        PhasedGrid(3, 1, fill="shrink"),
-        PhasedGrid(4, 1),
-        TemporalStride(3, fill="shrink"),
-        Merge(0.5),
-        Merge(0.25),
-        Merge(0.12),
-        BlockSparse(0.25),
-    )
-    allowed = [policy for policy in options if _allows(policy, layout)]
-    return tuple(p for p in allowed if p.name == "exact" or p.cost(layout, 1, 1).flops < exact_flops)
-
-
-def _allows(policy: Policy, layout: TokenLayout) -> bool:
-    try:
-        policy.check(layout)
-    except AccelError:
-        return False
-    return True
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,15 +135,12 @@ class Profile:
             )
 
     def option_error(self, policies: Sequence[Policy]) -> np.ndarray:
-        """Relative rms error of the attention output at the probe, (layer, option); exact needs no measurement."""
-        options, columns = self.measured, []
+        """Relative rms error of the attention output at the probe, (layer, option), each of its `probed` form."""
+        measured, columns = self.measured, []
         for policy in policies:
-            if policy in options:
-                columns.append(self.data["option_error"].values[:, options.index(policy)])
-            elif policy == Exact():
-                columns.append(np.zeros(self.layers))
-            else:
-                raise AccelError(f"{policy} was not probed; probe with options=(..., {policy!r})")
+            was = probed(policy, measured)
+            exact = was not in measured
+            columns.append(np.zeros(self.layers) if exact else self.data["option_error"].values[:, measured.index(was)])
         return np.stack(columns, -1)
 
     def sensitivity(self, policies: Sequence[Policy]) -> np.ndarray:
@@ -267,7 +225,7 @@ def probe(
     head, query, ...); error_term (layer, head, term_query, option, term), `accel.error_terms`, NaN without a formula.
     """
     images, layout, small = _frames(model, images, frames)
-    options = default_options(layout) if options is None else tuple(p for p in options if _allows(p, layout))
+    options = default_options(layout) if options is None else tuple(p for p in options if allows(p, layout))
     kinds = perturbations(options, layout)
     measured = [*options, *(p for p in kinds.values() if p not in options)]
     depth = len(sites(model))

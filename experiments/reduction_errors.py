@@ -19,8 +19,9 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from accel.models.checkpoint import load_model
+from accel.options import default_options
 from accel.predictors import ConstantPredictor, OraclePredictor, TheoryPredictor
-from accel.profile import default_options, probe
+from accel.profile import probe
 from experiments.testbed.held_out import held_out_generator
 from experiments.testbed.scenes import sample_batch
 from experiments.verdict import Verdict, report

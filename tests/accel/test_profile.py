@@ -13,11 +13,12 @@ from accel.errors import AccelError
 from accel.layout import TokenLayout
 from accel.models.checkpoint import random_model
 from accel.models.config import TESTBED, VGGTConfig
+from accel.options import default_options
 from accel.outputs import output_difference
 from accel.patch import observe, patch, record
 from accel.policies import Exact, Frame, Subsample
 from accel.predictors import TheoryPredictor
-from accel.profile import Profile, default_options, probe
+from accel.profile import Profile, probe
 from accel.schedule import exact_schedule
 from accel.sensitivity import reduced
 from accel.statistics import (
