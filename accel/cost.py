@@ -1,36 +1,46 @@
-"""What a forward costs: operations and bytes of every part from the sizes alone, and seconds on a measured device.
+"""What a forward costs: operations and bytes of every part from the sizes alone, and seconds on a device.
 
 Operations count matrix products, convolutions and attention (a multiply and an add are two); bytes count arrays read
-and written besides. Kernels run one after another, so that a part takes
+and written besides. A part of b transformer blocks takes
 
-    seconds = operations / rate + bytes / bandwidth
+    busy = operations / rate + bytes / bandwidth,    start = b launch,
+    seconds = busy + start,   or sqrt(busy^2 + start^2) on a device that queues its kernels (CUDA):
 
-The rates are measured on sequences as the model runs them, norms and activations included: these passes are in the
-rate, not in the bytes. A policy other than exact also pays a measured overhead per layer: selecting, joining and
-correcting are many small calls, which at a few hundred tokens outweigh what they save.
+there the next kernel is launched while one runs, so that the longer of the two rules, and both near the crossing. The
+rates are those of the parts as a model runs them, norms and activations included: these passes are in the rate, not in
+the bytes. A policy other than exact also pays an overhead per layer: selecting, joining and correcting are many
+small calls, which at a few hundred tokens outweigh what they save.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from math import ceil
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from accel.backbones import Backbone, HeadCost, backbone, block_linear
 from accel.errors import AccelError
 from accel.layout import TokenLayout
 from accel.models.config import VGGTConfig
-from accel.policies import Cost, Exact, Policy, Subsample, attention_cost
+from accel.models.layers import Block, rope_table
+from accel.policies import BlockSparse, Cost, Exact, Policy, Subsample, attention_cost
+
+RATES = ("linear", "attention", "convolution", "bandwidth")
+_FEW = 8  # tokens whose block takes as long as launching its kernels and reading its weights
 
 
 @dataclass(frozen=True)
 class Device:
-    """Measured rates: operations per second of a block without its attention, of the attention kernel, and of the dense
-    heads' convolutions; bytes per second of plain copies; bytes per element of the activations; seconds that a layer's
-    policy other than exact takes beyond its operations."""
+    """Rates of a device: operations per second of a block without its attention, of the attention kernel, and of the
+    dense heads' convolutions; bytes per second of plain copies; bytes per element of the activations; seconds that a
+    layer's policy other than exact takes beyond its operations; seconds to launch the kernels of one transformer block;
+    whether kernels are queued, so that launching overlaps with running (CUDA)."""
 
     name: str
     linear: float
@@ -39,31 +49,38 @@ class Device:
     bandwidth: float
     itemsize: int = 4
     overhead: float = 0.0
+    launch: float = 0.0
+    queued: bool = False
 
     def __post_init__(self) -> None:
-        for field in fields(self)[1:]:
-            if not (getattr(self, field.name) > 0 or (field.name == "overhead" and self.overhead == 0)):
-                raise AccelError(
-                    f"Device.{field.name}={getattr(self, field.name)} must be positive; use Device.measure()"
-                )
+        for name in (*RATES, "itemsize", "overhead", "launch"):
+            value, may_be_zero = getattr(self, name), name in ("overhead", "launch")
+            if not (math.isfinite(value) and (value > 0 or (may_be_zero and value == 0))):
+                raise AccelError(f"Device.{name}={value} must be positive and finite; use Device.measure()")
 
-    def seconds(self, cost: Cost, kind: str = "linear") -> float:
-        """Time of one part; kind is "linear", "attention" or "convolution"."""
-        return cost.flops / getattr(self, kind) + cost.bytes / self.bandwidth
+    def seconds(self, cost: Cost, kind: str = "linear", *, start: float = 0.0) -> float:
+        """Time of one part; kind is "linear", "attention" or "convolution", start the seconds to launch its kernels."""
+        busy = cost.flops / getattr(self, kind) + cost.bytes / self.bandwidth
+        return math.hypot(busy, start) if self.queued else busy + start
 
     def attention_seconds(self, policy: Policy, layout: TokenLayout, D: int, H: int) -> float:
         """Time of one layer's attention under a policy, overhead included."""
-        extra = 0.0 if policy.name == "exact" else self.overhead
-        return self.seconds(policy.cost(layout, D, H, itemsize=self.itemsize), "attention") + extra
+        cost = policy_cost(policy, layout, D, H, itemsize=self.itemsize, in_place=self.queued)
+        return self.seconds(cost, "attention", start=0.0 if policy.name == "exact" else self.overhead)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Device:
-        names = {field.name for field in fields(cls)}
-        if set(data) != names:
-            raise AccelError(f"a Device needs exactly the fields {sorted(names)}, got {sorted(data)}")
+    def from_dict(cls, data: Mapping[str, Any]) -> Device:
+        """Inverse of `to_dict`; fields that an older version did not write take their defaults."""
+        names = {f.name for f in fields(cls)}
+        required = {f.name for f in fields(cls) if f.default is MISSING}
+        if not required <= set(data) <= names:
+            raise AccelError(
+                f"a Device needs the fields {sorted(required)} and may have {sorted(names - required)}, "
+                f"got {sorted(data)}"
+            )
         return cls(**data)
 
     @classmethod
@@ -73,61 +90,74 @@ class Device:
         *,
         config: VGGTConfig | None = None,
         dtype: torch.dtype = torch.float32,
-        tokens: int = 512,
+        tokens: int | None = None,
     ) -> Device:
-        """Rates of this machine from real kernels at the sizes of `config`, in less than 3 s.
+        """Rates of this machine from real kernels at the sizes of `config`, in some 3 s.
 
-        The linear part of a block on `tokens` tokens, attention among these, two 3 x 3 convolutions of the dense heads
-        with an upsampling between, and the sum of two arrays; of each the fastest of some calls, since other processes
-        only add. Without a config the sizes are VGGT-1B's.
+        A block of the trunk on `tokens` tokens less its attention, attention among these, two 3 x 3 convolutions of the
+        dense heads with an upsampling between, and the sum of two arrays; a block on a few tokens, whose time is that
+        of launching; of each the fastest of some calls, since other processes only add. Without a config the sizes are
+        VGGT-1B's; without `tokens` 512, on CUDA 8192 (fewer do not fill a GPU).
         """
         config = VGGTConfig() if config is None else config
         device = torch.device(device)
+        on_gpu = device.type == "cuda"
+        tokens = (8192 if on_gpu else 512) if tokens is None else tokens
         C, H, D, features = config.embed_dim, config.num_heads, config.head_dim, config.dpt_features
-        side = max(16, config.image_size // 16)
+        side, images = max(16, config.image_size // 16), 8 if on_gpu else 2
 
         def filled(*shape: int) -> torch.Tensor:
             size = torch.Size(shape).numel()
             return torch.linspace(-50, 50, size, device=device).sin().reshape(shape).to(dtype)
 
-        x, large = filled(tokens, C), filled(2**22)
-        into, onto = filled(3 * C, C), filled(C, C) / C
-        up, down = filled(4 * C, C) / C, filled(C, 4 * C) / C
-        image, kernel = filled(2, features, side, side), filled(features, features, 3, 3) / features
-        q = filled(1, H, tokens, D)
-
-        def block() -> torch.Tensor:
-            y = F.linear(F.layer_norm(x, (C,)), into)
-            y = x + 0.1 * F.linear(y[:, :C] * y[:, C : 2 * C] + y[:, 2 * C :], onto)
-            return y + 0.1 * F.linear(F.gelu(F.linear(F.layer_norm(y, (C,)), up)), down)
+        with torch.device("meta"):  # nothing is drawn: the random state stays as it is
+            block = Block(C, H, config.mlp_ratio, config.layer_scale, qk_norm=True)
+        block = block.to_empty(device=device).to(dtype).requires_grad_(False)
+        for parameter in block.parameters():
+            parameter.copy_(filled(*parameter.shape) / parameter.shape[-1] ** 0.5)
+        # the dense heads work in float32, whatever the trunk does
+        image = filled(images, features, side, side).float()
+        kernel = filled(features, features, 3, 3).float() / features
+        large = filled(2**26 if on_gpu else 2**22)
 
         def convolve() -> torch.Tensor:
             y = image + F.conv2d(F.relu(image), kernel, padding=1)
             y = F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=True)
             return F.relu(F.conv2d(y, kernel, padding=1))
 
+        def timed(count: int) -> float:
+            """Seconds of a block on so many tokens."""
+            x = filled(1, count, C)
+            rope = rope_table(1, count - 1, 1, D, config.rope_base, x)
+            return _time(lambda: block(x, rope), device)
+
         with torch.no_grad():
-            linear = _time(block, device)
+            bandwidth = 3.0 * large.numel() * dtype.itemsize / _time(lambda: large + large, device)
+            q = filled(1, H, tokens, D)
             attention = _time(lambda: F.scaled_dot_product_attention(q, q, q), device)
+            whole, least = timed(tokens), timed(_FEW)
             convolution = _time(convolve, device)
-            bandwidth = _time(lambda: large + large, device)
             tiny = TokenLayout(2, 1, 4, 4)
-            few = filled(1, H, tiny.tokens, D)
+            query = filled(1, H, tiny.tokens, D)
             policy = Subsample(stride=4, fill="shrink")
-            overhead = _time(lambda: policy.attend(few, few, few, tiny), device)
-        name = (
-            torch.cuda.get_device_name(device)
-            if device.type == "cuda"
-            else f"{device}, {torch.get_num_threads()} threads"
-        )
+            overhead = _time(lambda: policy.attend(query, query, query, tiny), device)
+        # the block's time is tokens * each + weights + launch, or without launch where that overlaps
+        weights = block_linear(0, C, config.mlp_ratio, dtype.itemsize).bytes / bandwidth
+        work = whole - attention - (weights if on_gpu else least)
+        each = max(work, 0.1 * whole) / (tokens - (0 if on_gpu else _FEW))  # a bound against noise
+        busy = _FEW * each + weights
+        launch = max(least**2 - busy**2, 0.0) ** 0.5 if on_gpu else max(least - busy, 0.0)
+        name = torch.cuda.get_device_name(device) if on_gpu else f"{device}, {torch.get_num_threads()} threads"
         return cls(
             name=f"{name}, {str(dtype).removeprefix('torch.')}",
-            linear=24.0 * tokens * C * C / linear,
+            linear=block_linear(1, C, config.mlp_ratio, dtype.itemsize).flops / each,
             attention=4.0 * tokens**2 * C / attention,
-            convolution=2.0 * 9 * features**2 * 2 * 5 * side**2 / convolution,
-            bandwidth=3.0 * large.numel() * dtype.itemsize / bandwidth,
+            convolution=2.0 * 9 * features**2 * images * 5 * side**2 / convolution,
+            bandwidth=bandwidth,
             itemsize=dtype.itemsize,
             overhead=overhead,
+            launch=launch,
+            queued=on_gpu,
         )
 
 
@@ -149,109 +179,127 @@ def _time(call: Callable[[], Any], device: torch.device, *, limit: float = 0.4, 
     return min(times)
 
 
+def policy_cost(
+    policy: Policy, layout: TokenLayout, D: int, H: int, *, itemsize: int = 4, in_place: bool = False
+) -> Cost:
+    """Cost of one layer under a policy; in_place: with a kernel that reads the blocks of block-sparse attention where
+    they lie (flex_attention, on CUDA) instead of gathering them."""
+    found = policy.cost(layout, D, H, itemsize=itemsize)
+    if in_place and isinstance(policy, BlockSparse):
+        found += -1 * policy.gather_cost(layout, D, H, itemsize=itemsize)
+    return found
+
+
 @dataclass(frozen=True)
 class ModelCost:
-    """Costs of the parts of one forward at batch 1; `global_attention` has one entry per layer."""
+    """Costs of the parts of one forward at batch 1; `global_attention` has one entry per layer that takes a policy.
+
+    blocks: transformer blocks' worth of kernels that each part launches. shortcuts: whether a layer's policy is another
+    than exact. register_attention: of blocks between frames that see special tokens alone (VGGT-Omega).
+    """
 
     patch_embed: Cost
     frame_linear: Cost
     frame_attention: Cost
     global_linear: Cost
     global_attention: tuple[Cost, ...]
-    heads: Cost
+    head_costs: HeadCost
+    register_attention: Cost
+    blocks: Mapping[str, float]
+    shortcuts: tuple[bool, ...]
+
+    @property
+    def heads(self) -> Cost:
+        return self.head_costs.linear + self.head_costs.attention + self.head_costs.convolution
 
     @property
     def total(self) -> Cost:
         parts = (self.patch_embed, self.frame_linear, self.frame_attention, self.global_linear, self.heads)
-        return sum((*parts, *self.global_attention), Cost())
+        return sum((*parts, self.register_attention, *self.global_attention), Cost())
 
     def seconds(self, device: Device) -> dict[str, float]:
         """Seconds of every part on a device, and "total"."""
+        start = {name: count * device.launch for name, count in self.blocks.items()}
+        heads = device.seconds(self.head_costs.linear, start=start["token_heads"])
+        heads += device.seconds(self.head_costs.attention, "attention")
+        heads += device.seconds(self.head_costs.convolution, "convolution", start=start["dense_heads"])
+        between = sum(
+            device.seconds(cost, "attention", start=device.overhead if shortcut else 0.0)
+            for cost, shortcut in zip(self.global_attention, self.shortcuts, strict=True)
+        )
         found = {
-            "patch_embed": device.seconds(self.patch_embed),
-            "frame_linear": device.seconds(self.frame_linear),
+            "patch_embed": device.seconds(self.patch_embed, start=start["patch_embed"]),
+            "frame_linear": device.seconds(self.frame_linear, start=start["frame"]),
             "frame_attention": device.seconds(self.frame_attention, "attention"),
-            "global_linear": device.seconds(self.global_linear),
-            "global_attention": sum(device.seconds(cost, "attention") for cost in self.global_attention),
-            "heads": device.seconds(self.heads, "convolution"),
+            "global_linear": device.seconds(self.global_linear, start=start["global"]),
+            "global_attention": between + device.seconds(self.register_attention, "attention"),
+            "heads": heads,
         }
         return found | {"total": sum(found.values())}
 
 
 def model_cost(
-    config: VGGTConfig, layout: TokenLayout, policies: Sequence[Policy] | None = None, *, itemsize: int = 4
+    of: Backbone | VGGTConfig | str,
+    layout: TokenLayout,
+    policies: Sequence[Policy] | None = None,
+    *,
+    itemsize: int = 4,
+    heads: bool = True,
+    frames_per_chunk: int | None = None,
+    in_place: bool = False,
 ) -> ModelCost:
-    """Cost of VGGT(config) on one scene of this layout, with a policy per global layer (None: exact everywhere)."""
-    policies = (Exact(),) * config.depth if policies is None else tuple(policies)
-    if len(policies) != config.depth:
-        raise AccelError(f"{len(policies)} policies for {config.depth} global layers; give one per layer")
-    C, D, H, P = config.embed_dim, config.head_dim, config.num_heads, layout.tokens_per_frame
-    linear = config.depth * _block_linear(layout.tokens, C, config.mlp_ratio, itemsize)
+    """Cost of one scene of this layout in a backbone (`accel.backbones`: a VGGT's config, "vggt", "pi3", "vggt-omega").
+
+    policies: one per global layer (None: exact everywhere). heads=False: the trunk alone. frames_per_chunk: frames
+    that everything but the global attention takes at a time, which multiplies the launches (None: all at once).
+    in_place: see `policy_cost`.
+    AccelError: a wrong number of policies, or another number of special tokens than the backbone's.
+    """
+    net = backbone(of)
+    policies = (Exact(),) * net.global_blocks if policies is None else tuple(policies)
+    if len(policies) != net.global_blocks:
+        raise AccelError(f"{len(policies)} policies for {net.global_blocks} global layers; give one per layer")
+    if layout.special != net.special:
+        raise AccelError(f"{layout} has {layout.special} special tokens per frame, {net.name} has {net.special}")
+    if frames_per_chunk is not None and frames_per_chunk < 1:
+        raise AccelError(f"frames_per_chunk={frames_per_chunk} must be at least 1, or None for all at once")
+    C, D, H, P, S = net.channels, net.head_dim, net.num_heads, layout.tokens_per_frame, layout.frames
+    chunks = 1 if frames_per_chunk is None else ceil(S / frames_per_chunk)
+    linear = block_linear(layout.tokens, C, net.mlp_ratio, itemsize)
+    registers = S * net.special
+    register_attention = attention_cost(registers, registers, D, H, itemsize=itemsize)
+    found = net.heads(layout, itemsize) if heads else HeadCost()
+    each = {p: policy_cost(p, layout, D, H, itemsize=itemsize, in_place=in_place) for p in set(policies)}
     return ModelCost(
-        patch_embed=_patch_embed(config, layout, itemsize),
-        frame_linear=linear,
-        frame_attention=config.depth * layout.frames * attention_cost(P, P, D, H, itemsize=itemsize),
-        global_linear=linear,
-        global_attention=tuple(policy.cost(layout, D, H, itemsize=itemsize) for policy in policies),
-        heads=_camera_head(config, layout) + sum((_dense_head(config, layout, c) for c in (1, 3)), Cost()),
+        patch_embed=net.encoder(layout, itemsize),
+        frame_linear=net.frame_blocks * linear,
+        frame_attention=net.frame_blocks * S * attention_cost(P, P, D, H, itemsize=itemsize),
+        global_linear=net.global_blocks * linear
+        + net.register_blocks * block_linear(registers, C, net.mlp_ratio, itemsize),
+        global_attention=tuple(each[policy] for policy in policies),
+        head_costs=found,
+        register_attention=net.register_blocks * register_attention,
+        blocks={
+            "patch_embed": net.encoder_depth * chunks,
+            "frame": net.frame_blocks * chunks,
+            "global": net.global_blocks * chunks + net.register_blocks,
+            "token_heads": found.token_blocks,
+            "dense_heads": found.dense_blocks,
+        },
+        shortcuts=tuple(policy.name != "exact" for policy in policies),
     )
 
 
-def _block_linear(tokens: float, C: int, mlp_ratio: float, itemsize: int) -> Cost:
-    """A transformer block without its attention: qkv, projection, MLP: (8 + 4 mlp_ratio) C^2 operations per token."""
-    weights = (4 + 2 * mlp_ratio) * C * C
-    return Cost(2 * weights * tokens, weights * itemsize)
-
-
-def _patch_embed(config: VGGTConfig, layout: TokenLayout, itemsize: int) -> Cost:
-    C, p = config.embed_dim, config.patch_size
-    patches = layout.patches_per_frame
-    if config.vit_stem == "patch":
-        stem = 2.0 * 3 * p * p * C * patches
-    else:
-        quarter = (p / 4) ** 2  # 1/4-resolution pixels per patch; the stem has pixels at 1/2, 1/4 and 1/p
-        stem = 2.0 * patches * (16 * 3 * C / 4 * 4 * quarter + 16 * C / 4 * C / 2 * quarter + C / 2 * C * quarter)
-    tokens = 1 + config.vit_registers + patches
-    block = _block_linear(tokens, C, config.mlp_ratio, itemsize)
-    block += attention_cost(tokens, tokens, C // config.vit_heads, config.vit_heads, itemsize=itemsize)
-    return layout.frames * (config.vit_depth * block + Cost(stem))
-
-
-def _camera_head(config: VGGTConfig, layout: TokenLayout) -> Cost:
-    """On one token of 2 C channels per frame, in float32."""
-    C, S = 2 * config.embed_dim, layout.frames
-    block = _block_linear(S, C, config.mlp_ratio, 4)
-    block += attention_cost(S, S, C // config.camera_heads, config.camera_heads)
-    weights = 9 * C + 3 * C * C + C * C / 2 + 9 * C / 2
-    step = config.camera_depth * block + Cost(2.0 * weights * S, 4.0 * weights)
-    return config.camera_iterations * step
-
-
-def _dense_head(config: VGGTConfig, layout: TokenLayout, channels: int) -> Cost:
-    """A DPT head with so many output channels, in float32: the convolutions of `accel.models.dpt_head` in turn."""
-    C, F_, p = 2 * config.embed_dim, config.dpt_features, config.patch_size
-    grid = (layout.grid_h, layout.grid_w)
-    total, sizes = Cost(), []
-
-    def conv(c_in: float, c_out: float, size: tuple[int, int], kernel: int = 3) -> Cost:
-        return Cost(2.0 * kernel * kernel * c_in * c_out * size[0] * size[1])
-
-    for c, scale in zip(config.dpt_channels, config.dpt_scales, strict=True):
-        total += conv(C, c, grid, 1)
-        if scale > 1:
-            size = tuple(int(scale) * n for n in grid)
-            total += Cost(2.0 * c * c * size[0] * size[1])
-        elif scale < 1:
-            size = tuple((n - 1) // round(1 / scale) + 1 for n in grid)
-            total += conv(c, c, size)
-        else:
-            size = grid
-        total += conv(c, F_, size)
-        sizes.append(size)
-    finest = tuple(2 * n for n in sizes[0])
-    for i, (size, onto) in enumerate(zip(reversed(sizes), [sizes[2], sizes[1], sizes[0], finest], strict=True)):
-        total += (2 if i == 0 else 4) * conv(F_, F_, size) + conv(F_, F_, onto, 1)
-    pixels = (layout.grid_h * p, layout.grid_w * p)
-    total += conv(F_, F_ / 2, finest) + conv(F_ / 2, config.dpt_hidden, pixels)
-    total += conv(config.dpt_hidden, channels + 1, pixels, 1)
-    return layout.frames * total
+def predict_seconds(
+    of: Backbone | VGGTConfig | str,
+    layout: TokenLayout,
+    device: Device,
+    policies: Sequence[Policy] | None = None,
+    *,
+    heads: bool = True,
+    frames_per_chunk: int | None = None,
+) -> dict[str, float]:
+    """Predicted seconds of every part of one forward on a device, and "total"; arguments as `model_cost`."""
+    chosen = {"itemsize": device.itemsize, "in_place": device.queued}
+    cost = model_cost(of, layout, policies, heads=heads, frames_per_chunk=frames_per_chunk, **chosen)
+    return cost.seconds(device)

@@ -9,12 +9,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from accel.cost import Device, model_cost
+from accel.cost import Device, model_cost, predict_seconds
 from accel.errors import AccelError
 from accel.layout import TokenLayout
 from accel.models.checkpoint import random_model
 from accel.models.config import PARITY_SMALL, TESTBED
-from accel.policies import Cost, Exact, Frame, Subsample
+from accel.policies import BlockSparse, Cost, Exact, Frame, Subsample
 from tests.tolerances import MODEL_FLOPS
 
 DEVICE = Device("test", linear=1e11, attention=5e10, convolution=2e10, bandwidth=1e10)
@@ -66,17 +66,72 @@ def test_attention_grows_with_the_square_of_the_frames():
     assert large.frame_attention.flops == 2 * small.frame_attention.flops
 
 
+def test_launches_add_up_on_a_cpu_and_hide_behind_the_work_of_a_gpu():
+    cpu, gpu = replace(DEVICE, launch=3.0), replace(DEVICE, launch=3.0, queued=True)
+    cost = Cost(4e11)
+    assert cpu.seconds(cost, start=3.0) == 7.0 and gpu.seconds(cost, start=3.0) == 5.0
+    assert gpu.seconds(cost) == cpu.seconds(cost) == 4.0
+    layout = TokenLayout(8, 4, 8, 8)
+    plain, more = predict_seconds(TESTBED, layout, DEVICE), predict_seconds(TESTBED, layout, cpu)
+    # 3 blocks of the encoder, 6 frame and 6 global ones, two dense heads of 3 each; the testbed's camera head has none
+    assert more["total"] - plain["total"] == pytest.approx(3.0 * (3 + 6 + 6 + 6))
+    chunked = predict_seconds(TESTBED, layout, cpu, frames_per_chunk=3)
+    assert chunked["total"] - more["total"] == pytest.approx(3.0 * 2 * (3 + 6 + 6))
+    with pytest.raises(AccelError, match="frames_per_chunk=0"):
+        model_cost(TESTBED, layout, frames_per_chunk=0)
+
+
+def test_a_shortcut_pays_its_overhead_once_per_layer():
+    layout, device = TokenLayout(8, 4, 8, 8), replace(DEVICE, overhead=0.5)
+    policies = (Exact(), Frame(), Frame(), Exact(), Exact(), Subsample(stride=4))
+    with_it, without = (predict_seconds(TESTBED, layout, d, policies) for d in (device, DEVICE))
+    assert with_it["global_attention"] - without["global_attention"] == pytest.approx(1.5)
+    each = [device.attention_seconds(policy, layout, 32, 4) for policy in policies]
+    assert with_it["global_attention"] == pytest.approx(sum(each))
+
+
+def test_blocks_read_in_place_are_not_gathered():
+    layout, policy = TokenLayout(64, 4, 8, 8), BlockSparse(density=0.25)
+    seconds = [replace(DEVICE, queued=queued).attention_seconds(policy, layout, 32, 4) for queued in (False, True)]
+    gathered = policy.gather_cost(layout, 32, 4)
+    assert gathered.bytes > 0 == gathered.flops
+    assert seconds[0] - seconds[1] == pytest.approx(gathered.bytes / DEVICE.bandwidth)
+    assert BlockSparse(density=1.0).gather_cost(layout, 32, 4) == Cost()
+
+
+def test_the_trunk_alone_is_the_whole_less_the_heads():
+    layout = TokenLayout(8, 4, 8, 8)
+    whole, trunk = (predict_seconds(TESTBED, layout, DEVICE, heads=heads) for heads in (True, False))
+    assert trunk["heads"] == 0.0 and whole["total"] - whole["heads"] == pytest.approx(trunk["total"])
+
+
+def test_a_layout_of_another_model_is_refused():
+    with pytest.raises(AccelError, match="5 special tokens per frame, vggt has 4"):
+        model_cost(TESTBED, TokenLayout(8, 5, 8, 8))
+
+
 def test_calibration_is_quick_and_draws_nothing():
     state, start = torch.random.get_rng_state(), time.process_time()
     found = Device.measure("cpu", config=TESTBED)
     assert time.process_time() - start < 6  # 3 s were asked for, on at least two threads these are cpu seconds
     assert torch.equal(state, torch.random.get_rng_state())
     assert min(found.linear, found.attention, found.convolution, found.bandwidth) > 1e8 and found.itemsize == 4
+    assert 0 < found.launch < 0.1 and 0 < found.overhead < 1 and not found.queued
     assert Device.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 
 def test_a_bad_device_is_refused():
     with pytest.raises(AccelError, match="attention=0"):
         Device("bad", 1.0, 0.0, 1.0, 1.0)
-    with pytest.raises(AccelError, match="exactly the fields"):
+    with pytest.raises(AccelError, match="needs the fields"):
         Device.from_dict({"name": "x"})
+    with pytest.raises(AccelError, match="linear=nan"):
+        Device("bad", float("nan"), 1.0, 1.0, 1.0)
+
+
+def test_a_device_of_an_older_schedule_is_read():
+    old = {"name": "x", "linear": 1.0, "attention": 2.0, "convolution": 3.0, "bandwidth": 4.0, "itemsize": 2}
+    found = Device.from_dict(old)
+    assert found == Device("x", 1.0, 2.0, 3.0, 4.0, 2) and found.launch == found.overhead == 0.0 and not found.queued
+    with pytest.raises(AccelError, match="speed"):
+        Device.from_dict(old | {"speed": 1.0})
