@@ -339,7 +339,8 @@ def _blocks(policy: BlockSparse, rows: Rows) -> tuple[np.ndarray, np.ndarray, np
     place = torch.full((layout.tokens,), -1).scatter(0, order, torch.arange(len(order)))[rows.queries.cpu()]
     patch = (place >= 0).numpy()
     block, row = torch.unique(place[place >= 0] // size, return_inverse=True)
-    means = [rows.q.index_select(2, patches[b * size : (b + 1) * size]).mean(2) for b in block.tolist()]
+    wide = torch.promote_types(rows.q.dtype, torch.float32)  # as `pool` does
+    means = [rows.q.index_select(2, patches[b * size : (b + 1) * size]).mean(2, dtype=wide) for b in block.tolist()]
     kept = np.ones((H, len(place), groups.max() + 1), dtype=bool)
     if not means:  # special tokens see everything
         return groups, kept, None

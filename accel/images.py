@@ -36,8 +36,7 @@ class Images:
     @property
     def names(self) -> tuple[str, ...]:
         """File names; with their folder where two would be alike."""
-        names = tuple(path.name for path in self.paths)
-        return names if len(set(names)) == len(names) else tuple(str(path) for path in self.paths)
+        return file_names(self.paths)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -54,13 +53,21 @@ def load_images(paths: Iterable[str | Path], config: VGGTConfig, *, frames: int 
     transparency is put on white. AccelError: no image, one image, a missing path, a file that is not an image or
     cannot be decoded, mixed sizes.
     """
+    return read_images(select_images(paths, frames), config)
+
+
+def select_images(paths: Iterable[str | Path], frames: int | None = None) -> list[Path]:
+    """The image files that `load_images` reads, in its order; nothing is decoded."""
     found = find_images(paths)
-    if frames is not None:
-        if frames < 2:
-            raise AccelError(f"frames={frames} is too few; a scene needs at least 2 photographs")
-        found = [
-            found[i] for i in np.unique(np.linspace(0, len(found) - 1, min(frames, len(found))).round().astype(int))
-        ]
+    if frames is None:
+        return found
+    if frames < 2:
+        raise AccelError(f"frames={frames} is too few; a scene needs at least 2 photographs")
+    return [found[i] for i in np.unique(np.linspace(0, len(found) - 1, min(frames, len(found))).round().astype(int))]
+
+
+def read_images(found: Sequence[Path], config: VGGTConfig) -> Images:
+    """The photographs of these files as `load_images` prepares them, one or more; AccelError as there."""
     tensors, thumbnails = [], []
     size: tuple[int, int] | None = None
     for path in found:
@@ -76,6 +83,12 @@ def load_images(paths: Iterable[str | Path], config: VGGTConfig, *, frames: int 
         small.thumbnail((THUMBNAIL_WIDTH, 2 * THUMBNAIL_WIDTH), Image.Resampling.LANCZOS)
         thumbnails.append(np.asarray(small))
     return Images(torch.stack(tensors)[None], tuple(found), tuple(thumbnails), size)
+
+
+def file_names(paths: Sequence[Path]) -> tuple[str, ...]:
+    """The names of files; with their folder where two would be alike."""
+    names = tuple(path.name for path in paths)
+    return names if len(set(names)) == len(names) else tuple(str(path) for path in paths)
 
 
 def load_truth(images: Images) -> dict[str, np.ndarray] | None:

@@ -91,7 +91,7 @@ def _is_exact(policy: Any) -> bool:
     return policy is not None and policy.name == "exact"
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Whether this is one of the ways in which torch and Python say that memory is at an end."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
@@ -290,7 +290,7 @@ class _Patch(_Context):
             with sdpa_kernel(_ALL_KERNELS):  # Pi3 forbids the kernels that a policy may need
                 return self.policies[context.layer].attend(q, k, v, self.layout, scale=scale, context=context)
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             reason = (str(error) or type(error).__name__).splitlines()[0]
         name, policy = self.applied.names[context.layer], self.policies[context.layer]

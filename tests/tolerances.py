@@ -473,3 +473,31 @@ WITHOUT_MASS = 0.01
 FORMULA_FACTOR = 1.5
 """Predicted over measured error of any policy on one layer of 152 tokens: the bound asked for in the median; the
 formulas are of first or second order, for means over offsets that a policy has one of."""
+
+# --- MEMORY ---
+
+MEMORY_MODEL = 0.03
+"""Relative, bytes beside weights and images: tensors below one per cent each are left out (means and deviations of
+norms, position tables, the camera head, the special tokens); 1.7 % seen."""
+
+WORKSPACE_RATIO = (1.0, 2.0)
+"""Declared over counted workspace of a policy: never below; above, since the number of temporaries is that of the
+dearest option, and chosen blocks are not known beforehand; 1.9 seen."""
+
+# --- BENCHMARK ---
+
+RESIDENT_BYTES = 0.1
+"""Relative: an array of 200 MB beside the pages that the interpreter touches meanwhile."""
+
+# --- COST MODEL ---
+
+PUBLIC_CODE_FLOPS = 2e-3
+"""Relative: the heads of Pi3 end in linear layers on patches alone, or on one token, which the description counts on
+all tokens (1.1e-3 seen at 53 tokens per frame, less with more)."""
+
+REFITTED = 1e-3
+"""Relative: the table of GPUs is stored to four digits."""
+
+TRUNK_BFLOAT16 = 0.1
+"""Mean relative change of a random model's depth: 8 bits of mantissa through eight blocks; two frames more change it by
+tenths."""

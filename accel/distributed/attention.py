@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import singledispatch
 
 from torch import Tensor, cat
@@ -35,9 +36,10 @@ def sharded_attend(
 def _(policy: Exact, q, k, v, shard, ranks, *, scale, context):
     found = None
     for _, (keys, values) in ranks.ring(shard.tokens, k, v):
-        part = attend(q, keys, values, scale=scale)
+        out, lse = attend(q, keys, values, scale=scale)
+        part = out.to(lse.dtype), lse  # not rounded again at every turn
         found = part if found is None else combine(*found, *part)
-    return found[0]
+    return found[0].to(q.dtype)
 
 
 @sharded_attend.register
@@ -59,18 +61,26 @@ def by_heads(policy: Policy, q, k, v, shard, ranks, *, scale, context) -> Tensor
     For policies that treat the heads separately; sends 4 N C (R - 1) / R^2 elements. Heads that the ranks do not
     divide are shared out unevenly.
     """
-    H = q.shape[1]
-    heads = [range(H * r // ranks.size, H * (r + 1) // ranks.size) for r in range(ranks.size)]
-    mine = heads[ranks.rank]
+    H, own = q.shape[1], head_shares(q.shape[1], ranks.size)[ranks.rank]
+    q, k, v = (to_heads(x, shard.tokens, ranks) for x in (q, k, v))
+    out = policy.attend(q, k, v, shard.layout, scale=scale, context=context) if len(own) else q
+    return to_ranks(out, shard.tokens, H, ranks)
 
-    def to_heads(x: Tensor) -> Tensor:
-        like = [x.new_empty(x.shape[0], len(mine), n, x.shape[3]) for n in shard.tokens]
-        return cat(ranks.exchange([x[:, h.start : h.stop] for h in heads], like), 2)
 
-    q, k, v = (to_heads(x) for x in (q, k, v))
-    out = policy.attend(q, k, v, shard.layout, scale=scale, context=context) if len(mine) else q
-    starts = shard.starts
-    parts = [out[:, :, starts[r] : starts[r + 1]] for r in range(ranks.size)]
-    own = shard.tokens[ranks.rank]
-    like = [out.new_empty(out.shape[0], len(h), own, out.shape[3]) for h in heads]
-    return cat(ranks.exchange(parts, like), 1)
+def head_shares(heads: int, size: int) -> list[range]:
+    """The heads that each of `size` ranks gets."""
+    return [range(heads * rank // size, heads * (rank + 1) // size) for rank in range(size)]
+
+
+def to_heads(x: Tensor, counts: Sequence[int], ranks: Ranks) -> Tensor:
+    """(B, H, counts[rank], D) -> (B, this rank's heads, sum of the counts, D): the rows of all ranks."""
+    heads = head_shares(x.shape[1], ranks.size)
+    like = [x.new_empty(x.shape[0], len(heads[ranks.rank]), n, x.shape[3]) for n in counts]
+    return cat(ranks.exchange([x[:, h.start : h.stop] for h in heads], like), 2)
+
+
+def to_ranks(x: Tensor, counts: Sequence[int], heads: int, ranks: Ranks) -> Tensor:
+    """(B, this rank's heads, sum of the counts, D) -> (B, heads, counts[rank], D): undoes `to_heads`."""
+    shares = head_shares(heads, ranks.size)
+    like = [x.new_empty(x.shape[0], len(h), counts[ranks.rank], x.shape[3]) for h in shares]
+    return cat(ranks.exchange(x.split(list(counts), 2), like), 1)

@@ -45,15 +45,15 @@ class ShardedModel:
         with patch(self.model, self.schedule, attend=self._attend):
             kept = self.model.aggregator(images, frames_per_chunk=self.model.chunk(layout), first=self.shard.first)
         last = self.model.config.depth - 1
-        before = self.ranks.sent
+        before, self.ranks.doing = self.ranks.sent, "the camera tokens"
         camera = self.ranks.gather(kept[last][:, :, :1], self.shard.frames, dim=1)
-        self.sent["camera"] = self.ranks.sent - before
+        self.sent["camera"], self.ranks.doing = self.ranks.sent - before, ""
         return self.model.camera({last: camera}) | self.model.dense(kept, *images.shape[-2:])
 
     def _attend(
         self, policy: Policy, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, context: Context
     ) -> Tensor:
-        before = self.ranks.sent
+        before, self.ranks.doing = self.ranks.sent, f"global layer {context.layer}"
         if torch.is_autocast_enabled(q.device.type):
             q, k, v = (t.to(torch.get_autocast_dtype(q.device.type)) for t in (q, k, v))
         with without_autocast(q):

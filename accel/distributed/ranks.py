@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed as dist
@@ -10,20 +13,27 @@ from torch import Tensor
 
 from accel.errors import AccelError
 
+_WORD = "accel: why a rank stopped"
+
 
 class Ranks:
-    """A process group of torch.distributed, and `sent`: the bytes that this rank has sent over it so far.
+    """A process group of torch.distributed, and what this rank has spent on it so far.
 
-    Counted is what a ring sends: an all-gather (R - 1) times the own part, a sum 2 (R - 1) / R times the array, a turn
-    of a ring the part passed on, an all-to-all all but the own share.
+    sent: bytes. Counted is what a ring sends: an all-gather (R - 1) times the own part, a sum 2 (R - 1) / R times the
+    array, a turn of a ring the part passed on, an all-to-all all but the own share. seconds: the time in which this
+    rank waited for others and did nothing else; on CUDA, where the host does not wait, only that of the calls.
+
+    store: where ranks leave word of why they stop, for the errors of the others (None: these name what the transport
+    says). doing: what an error says that the rank was at.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None):
+    def __init__(self, group: dist.ProcessGroup | None = None, store: dist.Store | None = None):
         if not dist.is_initialized():
             raise AccelError("torch.distributed is not initialised; start the command by torchrun")
-        self.group = group
+        self.group, self.store = group, store
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self.sent = 0.0
+        self.sent = self.seconds = 0.0
+        self.doing = ""
 
     def gather(self, x: Tensor, counts: Sequence[int], dim: int = 0) -> Tensor:
         """The parts of all ranks joined along dim in rank order; counts: their lengths there (own: counts[rank])."""
@@ -31,13 +41,13 @@ class Ranks:
         if self.size == 1:
             return x
         x = x.movedim(dim, 0).contiguous()
-        longest = max(counts)
-        mine = x.new_zeros((longest, *x.shape[1:]))
-        mine[: len(x)] = x
-        parts = [torch.empty_like(mine) for _ in counts]
-        self._run(dist.all_gather, [_bytes(part) for part in parts], _bytes(mine))
-        self.sent += (self.size - 1) * x.nbytes
-        return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]).movedim(0, dim)
+        parts = [x.new_empty((count, *x.shape[1:])) for count in counts]
+        if min(counts) == max(counts):
+            self._run(dist.all_gather, [_bytes(part) for part in parts], _bytes(x))
+            self.sent += (self.size - 1) * x.nbytes
+        else:  # an all-gather takes equal parts only
+            parts = self.exchange([x] * self.size, parts)
+        return torch.cat(parts).movedim(0, dim)
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum of x over the ranks, on every rank."""
@@ -63,55 +73,100 @@ class Ranks:
                 yield source, parts
                 return
             arriving = tuple(_resized(x, dim, counts[(source - 1) % self.size]) for x in parts)
-            operations = [dist.P2POp(dist.isend, _bytes(x), self._peer(following), self.group) for x in parts]
-            operations += [dist.P2POp(dist.irecv, _bytes(x), self._peer(before), self.group) for x in arriving]
-            waiting = self._run(dist.batch_isend_irecv, operations, grouped=True)
+            operations = [
+                dist.P2POp(call, _bytes(x), self._peer(peer), self.group)
+                for call, tensors, peer in ((dist.isend, parts, following), (dist.irecv, arriving, before))
+                for x in tensors
+                if x.numel()
+            ]
+            waiting = self._run(dist.batch_isend_irecv, operations, grouped=True) if operations else []
             yield source, parts
-            for work in waiting:
-                self._wait(work)
+            self._wait(waiting)
             self.sent += sum(x.nbytes for x in parts)
             parts = arriving
 
     def exchange(self, parts: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
-        """Rank j gets parts[j] of every rank; like[i] is an empty tensor for what rank i sends here."""
+        """Rank j gets parts[j] of every rank; like[i] has the shape and dtype of what rank i sends here."""
         parts = [x.contiguous() for x in parts]
         if self.size == 1:
             return parts
-        found = list(like)
+        found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in like]
         found[self.rank] = parts[self.rank]
         others = [rank for rank in range(self.size) if rank != self.rank]
-        operations = [dist.P2POp(dist.isend, _bytes(parts[r]), self._peer(r), self.group) for r in others]
-        operations += [dist.P2POp(dist.irecv, _bytes(found[r]), self._peer(r), self.group) for r in others]
-        for work in self._run(dist.batch_isend_irecv, operations, grouped=True):
-            self._wait(work)
+        operations = [
+            dist.P2POp(call, _bytes(x[r]), self._peer(r), self.group)
+            for call, x in ((dist.isend, parts), (dist.irecv, found))
+            for r in others
+            if x[r].numel()
+        ]
+        if operations:
+            self._wait(self._run(dist.batch_isend_irecv, operations, grouped=True))
         self.sent += sum(parts[r].nbytes for r in others)
         return found
+
+    def from_first(self, text: str) -> str:
+        """The text that rank 0 has, on every rank."""
+        if self.size == 1:
+            return text
+        mine = torch.tensor(list(text.encode() if self.rank == 0 else b""), dtype=torch.uint8, device=self.device)
+        length = self.gather(torch.tensor([len(mine)], device=mine.device), [1] * self.size)[0].item()
+        counts = [length] + [0] * (self.size - 1)
+        return bytes(self.gather(mine, counts).tolist()).decode()
+
+    def stop(self, reason: str) -> None:
+        """Leave word that this rank stops and why; the first to do so is the one that the others name."""
+        if self.store is not None:
+            with suppress(RuntimeError):  # the process that keeps the store may be gone
+                self.store.compare_set(_WORD, "", f"rank {self.rank} stopped: {reason}")
 
     def _peer(self, rank: int) -> int:
         return rank if self.group is None else dist.get_global_rank(self.group, rank)
 
+    @property
+    def device(self) -> torch.device:
+        """Where tensors must lie to be sent."""
+        on_gpu = dist.get_backend(self.group) == "nccl"
+        return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
     def _run(self, call: Callable, *args, grouped: bool = False):
-        try:
+        with self._watched():
             return call(*args) if grouped else call(*args, group=self.group)
-        except (RuntimeError, ValueError) as error:
-            raise self._lost(error) from error
 
-    def _wait(self, work: dist.Work) -> None:
+    def _wait(self, works: Sequence[dist.Work]) -> None:
+        with self._watched():
+            for work in works:
+                work.wait()
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Count the seconds, and say what happened when a transport fails: AccelError."""
+        start = time.perf_counter()
         try:
-            work.wait()
-        except RuntimeError as error:
-            raise self._lost(error) from error
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            raise AccelError(self._lost(reason(error))) from error
+        finally:
+            self.seconds += time.perf_counter() - start
 
-    def _lost(self, error: BaseException) -> AccelError:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return AccelError(
-            f"rank {self.rank} of {self.size} lost another rank ({reason}); the first error in the log of the other "
-            f"ranks is the cause. Start the same command again"
-        )
+    def _lost(self, why: str) -> str:
+        if self.store is not None:
+            with suppress(RuntimeError):
+                if self.store.check([_WORD]):
+                    why = self.store.get(_WORD).decode()
+        at = f" in {self.doing}" if self.doing else ""
+        return f"rank {self.rank} of {self.size} lost another rank{at} ({why}); start the same command again"
 
     def _check(self, x: Tensor, count: int, dim: int) -> None:
         if x.shape[dim] != count:
             raise AccelError(f"rank {self.rank} has {x.shape[dim]} rows along dim {dim} where {count} were announced")
+
+
+def reason(error: BaseException) -> str:
+    """What a transport's error says, without the place in its sources and its advice."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r"^\[\S*\] ", "", first).split(". ")[0]
 
 
 def _bytes(x: Tensor) -> Tensor:

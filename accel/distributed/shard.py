@@ -9,6 +9,14 @@ from accel.errors import AccelError
 from accel.layout import TokenLayout
 
 
+def shares(frames: int, size: int) -> tuple[int, ...]:
+    """Frames of each of `size` ranks; AccelError for more ranks than frames."""
+    if size > frames:
+        raise AccelError(f"{frames} frames cannot be shared out over {size} ranks; start at most {frames} ranks")
+    each, more = divmod(frames, size)
+    return tuple(each + (rank < more) for rank in range(size))
+
+
 @dataclass(frozen=True)
 class Shard:
     """The part of a scene that one rank holds: consecutive frames, as many on every rank as can be, the first ranks one
@@ -21,17 +29,12 @@ class Shard:
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
             raise AccelError(f"rank {self.rank} is not one of {self.size} ranks")
-        if self.size > self.layout.frames:
-            raise AccelError(
-                f"{self.layout.frames} frames cannot be shared out over {self.size} ranks; start at most "
-                f"{self.layout.frames} ranks"
-            )
+        shares(self.layout.frames, self.size)
 
     @property
     def frames(self) -> tuple[int, ...]:
         """Frames of each rank."""
-        each, more = divmod(self.layout.frames, self.size)
-        return tuple(each + (rank < more) for rank in range(self.size))
+        return shares(self.layout.frames, self.size)
 
     @property
     def tokens(self) -> tuple[int, ...]:

@@ -40,6 +40,11 @@ BLOCK_ELEMENTS = 2**24
 """Elements of a temporary that a policy holds at once: it works in blocks of queries, so that memory stays O(N D)."""
 
 
+def block_bytes(elements: float) -> float:
+    """Bytes in float32 of a temporary of so many elements that is held in blocks."""
+    return 4.0 * min(BLOCK_ELEMENTS, elements)
+
+
 @dataclass
 class Context:
     """What a policy may know of a layer beyond q, k, v, layout; the default is a layer on its own.
@@ -57,8 +62,8 @@ class Context:
 class Policy(ABC):
     """How one global-attention layer computes its output; a frozen dataclass whose fields are JSON values.
 
-    A subclass sets `name` and `special_keys`, and supplies `_attend`, `cost`, `keys_per_query`, `describe`,
-    `examples`, and `check` where it cannot serve every layout.
+    A subclass sets `name` and `special_keys`, and supplies `_attend`, `cost`, `workspace`, `keys_per_query`,
+    `describe`, `examples`, and `check` where it cannot serve every layout.
     """
 
     name: ClassVar[str]
@@ -103,6 +108,10 @@ class Policy(ABC):
     @abstractmethod
     def cost(self, layout: TokenLayout, D: int, H: int, *, itemsize: int = 4) -> Cost:
         """Cost of `attend` for one layer at batch 1; itemsize in bytes per element of q."""
+
+    @abstractmethod
+    def workspace(self, layout: TokenLayout, D: int, H: int, *, itemsize: int = 4) -> float:
+        """Bytes that `attend` holds at its peak at batch 1, beyond q, k, v, its output and one number per query."""
 
     @abstractmethod
     def keys_per_query(self, layout: TokenLayout) -> float:

@@ -16,7 +16,7 @@ from accel.errors import AccelError
 from accel.flex import flex_blocks, flex_kernel
 from accel.layout import TokenLayout
 from accel.policies import base
-from accel.policies.base import Context, Cost, Policy, attention_cost
+from accel.policies.base import Context, Cost, Policy, attention_cost, block_bytes
 from accel.policies.block_map import Pooled, block_scores, pool, select_blocks
 from accel.policies.hilbert import hilbert_order
 
@@ -24,6 +24,10 @@ FILLS = ("none", "mass", "cumulant")
 ORDERS = ("raster", "hilbert")
 _CACHED = 4
 """On a CPU a gather holds this part of BLOCK_ELEMENTS, 16 MiB in float32: fewer calls outweigh more cache misses."""
+
+
+_MAP_BYTES = {(False, False): 24, (True, False): 32, (False, True): 36, (True, True): 44}
+"""Bytes that a pair of blocks takes while the map is made, with cumulants, with a threshold: scores, their order."""
 
 
 class _Keys(NamedTuple):
@@ -126,6 +130,11 @@ class BlockSparse(Policy):
                 "use smaller blocks, or exact"
             )
 
+    def check_heads(self, H: int) -> None:
+        """AccelError unless there is one density for each of H heads, or one for all."""
+        if isinstance(self.density, tuple) and len(self.density) not in (1, H):
+            raise AccelError(f"density has {len(self.density)} values for {H} heads; give one per head, or one for all")
+
     def patch_order(self, layout: TokenLayout) -> Tensor:
         """Token indices of the patches, frame by frame in `order`: LongTensor (M,)."""
         patches = layout.grid().flatten(1)
@@ -145,8 +154,7 @@ class BlockSparse(Policy):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, scale: float, context: Context) -> Tensor:
         H, n = q.shape[1], self.key_block
         kept = self.kept_blocks(layout)
-        if len(kept) not in (1, H):
-            raise AccelError(f"density has {len(kept)} values for {H} heads; give one per head, or one for all")
+        self.check_heads(H)
         patches = self.patch_order(layout)
         full = len(patches) // n * n
         if self.threshold is None and min(kept) * n == full:
@@ -198,11 +206,44 @@ class BlockSparse(Policy):
         rows = -(-M // self.query_block)
         pooled = 2.0 if self.fill == "cumulant" else 1.0
         total += Cost(2.0 * pooled * rows * blocks * D * H, 4.0 * (2 * layout.tokens + 3 * M) * D * H * itemsize)
-        for count in kept:  # each row of blocks reads its keys once more than it is read: the gather
+        for count in kept:
             share, keys = H / len(kept), self._keys(layout, count)
-            gathered = Cost(0.0, 6.0 * rows * keys * D * itemsize)
-            total += share * (attention_cost(M, keys, D, 1, itemsize=itemsize) + gathered)
-        return total
+            total += share * attention_cost(M, keys, D, 1, itemsize=itemsize)
+        return total + self.gather_cost(layout, D, H, itemsize=itemsize)
+
+    def gather_cost(self, layout: TokenLayout, D: int, H: int, *, itemsize: int = 4) -> Cost:
+        """The part of `cost` that a kernel which reads blocks in place spares: each row of blocks gathers its keys."""
+        M, kept = layout.frames * layout.patches_per_frame, self.kept_blocks(layout)
+        if self.threshold is None and min(kept) == M // self.key_block:
+            return Cost()
+        rows = -(-M // self.query_block)
+        keys = sum(self._keys(layout, count) for count in kept) / len(kept)
+        return Cost(0.0, 6.0 * rows * keys * D * H * itemsize)
+
+    def workspace(self, layout: TokenLayout, D: int, H: int, *, itemsize: int = 4) -> float:
+        """The patches' k and v in blocks; then the map of some blocks of queries, what they gather and what they
+        give, or the joining and reordering of all that was given."""
+        M, kept = layout.frames * layout.patches_per_frame, self.kept_blocks(layout)
+        blocks, rows = M // self.key_block, -(-M // self.query_block)
+        if self.threshold is None and min(kept) == blocks:
+            return 0.0
+        wide, part = max(itemsize, 4), M * D * H
+        pooled = (2 + (self.fill == "cumulant")) * blocks * D * H * wide
+        tail = 2 * layout.frames * layout.special * D * H
+        keys = (2.0 * part + tail) * itemsize + pooled + 64 * layout.tokens  # and orders of the tokens
+        spread = block_bytes(part) if self.fill == "cumulant" else 0.0
+        at_once = max(1, base.BLOCK_ELEMENTS // (H * max(blocks, self.query_block * D)))  # blocks of queries
+        pairs, queries = (min(rows, at_once) * H * n for n in (blocks, self.query_block * D))
+        gathered = (
+            2
+            * itemsize
+            * min(
+                base.BLOCK_ELEMENTS // _CACHED, pairs * max(max(kept) * self.key_block, blocks - min(kept)) * D / blocks
+            )
+        )
+        chosen = _MAP_BYTES[self.fill == "cumulant", self.threshold is not None] * pairs
+        working = chosen + gathered + 6.0 * queries * wide
+        return max(keys + working, keys + 2.0 * layout.tokens * D * H * itemsize, spread)
 
     def _keys(self, layout: TokenLayout, kept: int) -> int:
         """Keys in the softmax of a patch query: kept blocks, stand-ins, specials and the last patches."""

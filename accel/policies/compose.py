@@ -18,8 +18,8 @@ from accel.errors import AccelError
 from accel.layout import TokenLayout
 from accel.policies.base import Context, Cost, Policy, attention_cost
 from accel.policies.key_subset import KeySubset, Selection
-from accel.policies.matching import restore
-from accel.policies.merge import Merge
+from accel.policies.matching import Groups, restore
+from accel.policies.merge import Merge, merged_workspace
 from accel.policies.phased_grid import PhasedGrid
 from accel.policies.query_merge import QueryMerge
 from accel.policies.subsample import Subsample
@@ -73,7 +73,7 @@ class Compose(Policy):
         for policy in self.policies:
             policy.check(layout)
 
-    def _only(self, layout: TokenLayout) -> Policy | None:
+    def only(self, layout: TokenLayout) -> Policy | None:
         """The one of the two that changes anything, where the other spends the whole budget."""
         first, second = self.policies
         if first.matching.rows(layout) == layout.tokens:
@@ -81,43 +81,41 @@ class Compose(Policy):
         return first if second.kept_keys(layout) == layout.tokens else None
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, scale: float, context: Context) -> Tensor:
-        only = self._only(layout)
+        only = self.only(layout)
         if only is not None:
             return only._attend(q, k, v, layout, scale, context)
-        if isinstance(self.policies[0], Merge):
-            return self._merged(q, k, v, layout, scale, context)
-        merge, subset = self.policies
-        groups = merge.groups(q, layout)
-        rows = groups.merge(q)
-        out = subset.attend_to(rows, k, v, subset.selection(layout, q.device, context), scale, own_key=False)
-        if not merge.correct:
-            return groups.unmerge(out)
-        return restore(groups, q, rows, out, lambda some: attend(some, k, v, scale=scale)[0])
+        first, subset = self.policies
+        on_keys = isinstance(first, Merge)
+        groups = first.groups(q, k, layout, context) if on_keys else first.groups(q, layout)
+        return self.attend_as(groups, subset.selection(layout, q.device, context), q, k, v, scale)
 
-    def _merged(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, scale: float, context: Context) -> Tensor:
+    def attend_as(self, groups: Groups, tokens: Selection, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """`attend` once the groups, and what the subset keeps of the tokens, are known; k and v of a QueryMerge are
+        those of the heads whose rows are at hand."""
+        first, subset = self.policies
+        rows, log_mass = groups.merge(q), None
+        if isinstance(first, Merge):
+            k, v = groups.merge(k), groups.merge(v)
+            log_mass = groups.whole.mass.double().log() if first.mass else None
+            out = self._thinned(groups.whole, tokens, rows, k, v, scale)
+        else:
+            out = subset.attend_to(rows, k, v, tokens, scale, own_key=False)
+        if not first.correct:
+            return groups.unmerge(groups.fetch(out))
+        return restore(groups, q, rows, out, lambda some: attend(some, k, v, log_mass=log_mass, scale=scale)[0])
+
+    def _thinned(self, groups: Groups, tokens: Selection, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Outputs of the merged rows q, k, v against those that the subset keeps of them."""
         merge, subset = self.policies
-        groups = merge.groups(q, k, layout, context)
-        q_rows, k_rows, v_rows = (groups.merge(x) for x in (q, k, v))
-        tokens = subset.selection(layout, q.device, context)
-        out = torch.empty_like(q_rows)
+        out = torch.empty_like(q)
         one_batch, one_head = (size == 1 for size in groups.row.shape[:2])
         for b in range(groups.row.shape[0]):  # each topology keeps rows of its own
             for h in range(groups.row.shape[1]):
                 part = slice(None) if one_batch else slice(b, b + 1), slice(None) if one_head else slice(h, h + 1)
                 chosen, weight = select_rows(tokens, groups.row[b, h], groups.representative[b, h], merge.mass)
-                out[part] = subset.attend_to(
-                    *(x[part] for x in (q_rows, k_rows, v_rows)),
-                    chosen,
-                    scale,
-                    own_key=subset.own_key,
-                    weight=weight,
-                )
-        if not merge.correct:
-            return groups.unmerge(out)
-        log_mass = groups.mass.double().log() if merge.mass else None
-        return restore(
-            groups, q, q_rows, out, lambda some: attend(some, k_rows, v_rows, log_mass=log_mass, scale=scale)[0]
-        )
+                some = (x[part] for x in (q, k, v))
+                out[part] = subset.attend_to(*some, chosen, scale, own_key=subset.own_key, weight=weight)
+        return out
 
     def _kept_rows(self, layout: TokenLayout) -> float:
         """Expected kept rows after a `Merge`: its fixed rows are known, of the others a fair share is kept."""
@@ -129,7 +127,7 @@ class Compose(Policy):
 
     def cost(self, layout: TokenLayout, D: int, H: int, *, itemsize: int = 4) -> Cost:
         """As the contract: the merge with its attention replaced by that of the subset."""
-        only = self._only(layout)
+        only = self.only(layout)
         if only is not None:
             return only.cost(layout, D, H, itemsize=itemsize)
         first, second = self.policies
@@ -142,8 +140,28 @@ class Compose(Policy):
         part = second.attend_to_cost(rows, keys, kept, D, H, itemsize=itemsize)
         return first.cost(layout, D, H, itemsize=itemsize) + -1.0 * whole + part
 
+    def workspace(self, layout: TokenLayout, D: int, H: int, *, itemsize: int = 4) -> float:
+        """That of the merge, with the subset's in place of plain attention."""
+        only = self.only(layout)
+        if only is not None:
+            return only.workspace(layout, D, H, itemsize=itemsize)
+        first, second = self.policies
+        rows = first.matching.rows(layout)
+        merged = isinstance(first, Merge)
+        attending = second.attend_to_workspace(
+            rows,
+            self._kept_rows(layout) if merged else second.kept_keys(layout),
+            D,
+            H,
+            itemsize=itemsize,
+            own_key=merged and second.own_key,
+            weighted=merged and first.mass,
+        )
+        attending += merged * rows * D * H * itemsize + 40.0 * layout.tokens  # each topology's part is copied in
+        return merged_workspace(first, layout, 3 if merged else 1, attending, D, H, itemsize=itemsize)
+
     def keys_per_query(self, layout: TokenLayout) -> float:
-        only = self._only(layout)
+        only = self.only(layout)
         if only is not None:
             return only.keys_per_query(layout)
         first, second = self.policies

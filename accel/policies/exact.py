@@ -25,6 +25,10 @@ class Exact(Policy):
     def cost(self, layout: TokenLayout, D: int, H: int, *, itemsize: int = 4) -> Cost:
         return attention_cost(layout.tokens, layout.tokens, D, H, itemsize=itemsize)
 
+    def workspace(self, layout: TokenLayout, D: int, H: int, *, itemsize: int = 4) -> float:
+        """The fused kernel needs none."""
+        return 0.0
+
     def keys_per_query(self, layout: TokenLayout) -> float:
         return float(layout.tokens)
 

@@ -35,6 +35,10 @@ class Frame(Policy):
         P = layout.tokens_per_frame
         return layout.frames * attention_cost(P, P, D, H, itemsize=itemsize)
 
+    def workspace(self, layout: TokenLayout, D: int, H: int, *, itemsize: int = 4) -> float:
+        """Frames are a dimension of the same arrays."""
+        return 0.0
+
     def keys_per_query(self, layout: TokenLayout) -> float:
         return float(layout.tokens_per_frame)
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from accel.layout import TokenLayout
 from accel.policies import base
-from accel.policies.base import Cost, attention_cost
+from accel.policies.base import Cost, attention_cost, block_bytes
 
-_SAMPLE, _STEPS = 512, 2  # tokens from which principal channels are found; steps of the subspace iteration
+SAMPLE, _STEPS = 512, 2  # tokens from which principal channels are found; steps of the subspace iteration
 _PART = 64  # candidates among which a maximum is found at once; their number is padded to a multiple by repetition
 _RIDGE = 0.1  # of the mean variance of a channel
 
@@ -30,11 +30,19 @@ class Groups:
 
     row (B or 1, H or 1, N): the group of each token. representative (B or 1, H or 1, M): one token of each group, its
     destination; ascending, so that group order is token order. mass (B or 1, H or 1, M): tokens in each group.
+
+    Here everything is at hand. In `accel.distributed` a rank has some of the tokens, and the rows of some heads; what
+    involves the others is done by methods that it replaces, so that every formula is written once.
     """
 
     row: Tensor
     representative: Tensor
     mass: Tensor
+
+    @property
+    def whole(self) -> Groups:
+        """The partition of all tokens."""
+        return self
 
     def merge(self, x: Tensor) -> Tensor:
         """Mean over each group, summed in float32 or better: (B, H, N, D) -> (B, H, M, D)."""
@@ -52,6 +60,22 @@ class Groups:
         if row.shape[:2] == (1, 1):
             return x.index_select(2, row[0, 0])
         return x.gather(2, row.expand(*x.shape[:2], -1).unsqueeze(-1).expand(-1, -1, -1, x.shape[3]))
+
+    def probes(self) -> Tensor:
+        """The tokens whose queries fit the step length of `restore`."""
+        return spread(self.row.shape[-1], probes(self.representative.shape[-1])).to(self.row.device)
+
+    def take(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Of x (B, H, N, D) some tokens, for the heads whose rows are at hand."""
+        return x.index_select(2, tokens)
+
+    def fetch(self, x: Tensor) -> Tensor:
+        """Of rows (B, H, M, D) those that `unmerge` looks up, for all heads."""
+        return x
+
+    def all_heads(self, x: Tensor) -> Tensor:
+        """Of a value for each head (B, H, ...) at hand that of all heads."""
+        return x
 
 
 @dataclass(frozen=True)
@@ -99,29 +123,50 @@ class Matching:
             return layout.tokens
         return max(round(self.keep * layout.tokens), int(self.kept(layout).sum()))
 
+    @torch.no_grad()
     def groups(self, features: list[Tensor], layout: TokenLayout) -> Groups:
         """The groups that the metric makes: features (B, h, N, F_i), h = 1 for all heads together, are concatenated.
 
         Similarities are held in blocks of at most BLOCK_ELEMENTS. Not differentiable: the groups are indices.
         """
-        with torch.no_grad():
-            metric = _unit(_principal(features, self.channels, self.seed))
-            device, N = metric.device, layout.tokens
-            is_destination = self.destinations(layout)
-            kept = self._with_protected(is_destination)
-            fixed = int(kept.sum())
-            similarity, stand_in = metric.new_full(metric.shape[:3], torch.inf), torch.arange(N, device=device)
-            stand_in = stand_in.expand(metric.shape[:3]).clone()
-            for block, candidates in self._blocks(layout, is_destination, metric.shape[0] * metric.shape[1]):
-                block, candidates = block.to(device), candidates.to(device)
-                best, place = _largest(metric.index_select(2, block) @ metric.index_select(2, candidates).mT)
-                similarity[:, :, block], stand_in[:, :, block] = best, candidates[place]
-            similarity.masked_fill_(similarity.isnan(), -torch.inf)  # NaN, sorted last, would unseat destinations
-            similarity[:, :, kept.to(device)] = torch.inf
-            surplus = max(round(self.keep * N) - fixed, 0)
-            own = similarity.sort(dim=-1, stable=True).indices  # first the tokens that no destination represents well
-            own = torch.cat([own[..., :surplus], own[..., N - fixed :]], -1)
-            return _grouped(stand_in, own.sort(-1).values)
+        metric, chosen = self.metric(features, spread(layout.tokens, SAMPLE)), self.destinations(layout)
+        table = metric.index_select(2, chosen.nonzero()[:, 0].to(metric.device))
+        return self.partition(*self.nearest(metric, table, chosen, layout), chosen)
+
+    def metric(self, features: list[Tensor], sample: Tensor, total: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+        """Unit vectors (B, h, N, c), float32 or better, of which the products are compared.
+
+        Channels are found from the tokens `sample`; total: what sums over the ranks that have the others.
+        """
+        return _unit(_principal(features, self.channels, self.seed, sample, total))
+
+    def nearest(
+        self, metric: Tensor, table: Tensor, is_destination: Tensor, layout: TokenLayout, first: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Similarity and index of the destination that represents each token best; for destinations inf and themselves.
+
+        metric (B, h, n, c): of the n tokens from `first` on; table (B, h, d, c): of all destinations, ascending.
+        """
+        device, own = metric.device, range(first, first + metric.shape[2])
+        entry = is_destination.cumsum(0) - 1
+        similarity = metric.new_full(metric.shape[:3], torch.inf)
+        stand_in = torch.arange(own.start, own.stop, device=device).expand(metric.shape[:3]).clone()
+        for block, candidates in self._blocks(layout, is_destination, metric.shape[0] * metric.shape[1], own):
+            block, entries = (block - first).to(device), entry[candidates].to(device)
+            best, place = _largest(metric.index_select(2, block) @ table.index_select(2, entries).mT)
+            similarity[:, :, block], stand_in[:, :, block] = best, candidates.to(device)[place]
+        similarity.masked_fill_(similarity.isnan(), -torch.inf)  # NaN, sorted last, would unseat destinations
+        return similarity, stand_in
+
+    def partition(self, similarity: Tensor, stand_in: Tensor, is_destination: Tensor) -> Groups:
+        """The groups, from what `nearest` found for all tokens (B, h, N)."""
+        N, kept = len(is_destination), self._with_protected(is_destination)
+        fixed = int(kept.sum())
+        similarity = similarity.masked_fill(kept.to(similarity.device), torch.inf)
+        surplus = max(round(self.keep * N) - fixed, 0)
+        own = similarity.sort(dim=-1, stable=True).indices  # first the tokens that no destination represents well
+        own = torch.cat([own[..., :surplus], own[..., N - fixed :]], -1)
+        return _grouped(stand_in, own.sort(-1).values)
 
     def cost(self, layout: TokenLayout, F: int, H: int, *, itemsize: int = 4) -> Cost:
         """Operations and bytes of `groups` for F features of all heads together: principal channels, similarities."""
@@ -130,10 +175,21 @@ class Matching:
         c = F if self.channels is None else min(self.channels, F)
         found = Cost(2.0 * pairs * c * h, 2.0 * pairs * h * itemsize + N * (F + 2 * c) * h * itemsize)
         if c < F:
-            found += Cost(
-                2.0 * h * F * c * (N + 2 * _STEPS * min(_SAMPLE, N)), 2.0 * min(_SAMPLE, N) * F * h * itemsize
-            )
+            found += Cost(2.0 * h * F * c * (N + 2 * _STEPS * min(SAMPLE, N)), 2.0 * min(SAMPLE, N) * F * h * itemsize)
         return found
+
+    def workspace(self, layout: TokenLayout, F: int, H: int, *, itemsize: int = 4) -> float:
+        """Bytes that `groups` holds at its peak for F features of all heads together: the metric twice or thrice, or
+        the metric, indices of the tokens, and a block of similarities with its largest ones."""
+        N, h, wide = layout.tokens, H if self.per_head else 1, max(itemsize, 4)
+        whole = self.channels is None or self.channels * h >= F
+        c = F // h if whole else self.channels
+        metric = float(wide * N * c * h)
+        copied = N * F * (itemsize if whole else wide / H * h) if itemsize < wide else 0.0
+        made = max(copied + metric, 2 * metric) if whole else copied + 3 * metric
+        chosen = self.rows(layout) - N * self.protect  # destinations are among the rows
+        scores = 2 * block_bytes(self._pairs(layout) * h) + wide * c * h * min(chosen, N)
+        return max(made, metric + h * (12.0 * N + scores / h), metric + 64.0 * N * h)
 
     def _with_protected(self, chosen: Tensor) -> Tensor:
         chosen, N = chosen.clone(), len(chosen)
@@ -153,8 +209,10 @@ class Matching:
             if whole + frames * (layout.special + number) <= self.keep * layout.tokens or number == 1:
                 return rows, columns
 
-    def _blocks(self, layout: TokenLayout, is_destination: Tensor, copies: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pairs (sources, their candidates), so few sources at a time that the similarities stay small."""
+    def _blocks(
+        self, layout: TokenLayout, is_destination: Tensor, copies: int, own: range | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pairs (sources among `own`, None for all; their candidates), so few that the similarities stay small."""
         P, size = layout.tokens_per_frame, self.window or layout.frames
         for first in range(0, layout.frames, size):
             inside = is_destination[first * P : (first + size) * P]
@@ -162,6 +220,8 @@ class Matching:
             if self.first_frame and first:
                 candidates = torch.cat([torch.arange(P), candidates])
             candidates = torch.cat([candidates, candidates[-1:].expand(-len(candidates) % _PART)])
+            if own is not None:
+                sources = sources[(sources >= own.start) & (sources < own.stop)]
             if len(sources):
                 for block in sources.split(max(1, base.BLOCK_ELEMENTS // (copies * len(candidates)))):
                     yield block, candidates
@@ -201,20 +261,24 @@ def _unit(x: Tensor) -> Tensor:
     return x / x.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
 
 
-def _principal(features: list[Tensor], channels: int | None, seed: int) -> Tensor:
+def _principal(
+    features: list[Tensor], channels: int | None, seed: int, index: Tensor, total: Callable[[Tensor], Tensor]
+) -> Tensor:
     """The leading uncentred principal channels of the concatenated features: (B, h, N, c), float32 or better.
 
-    Subspace iteration (Halko, Martinsson, Tropp, arXiv 0909.4061) on a fixed sample of tokens, from a seeded start.
+    Subspace iteration (Halko, Martinsson, Tropp, arXiv 0909.4061) on a fixed sample of tokens, from a seeded start; in
+    float64, so that rounding, which depends on how the tokens are shared out over ranks, does not reach the groups.
     """
     sizes, wide = [x.shape[-1] for x in features], torch.promote_types(features[0].dtype, torch.float32)
     if channels is None or channels >= sum(sizes):
         return torch.cat(features, -1).to(wide)
-    index = spread(features[0].shape[2], _SAMPLE).to(features[0].device)
-    sample = torch.cat([x.index_select(2, index) for x in features], -1).to(wide)
+    index = index.to(features[0].device)
+    sample = torch.cat([x.index_select(2, index) for x in features], -1).double()
     start = torch.randn(sum(sizes), channels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    basis = start.to(sample).expand(*sample.shape[:2], -1, -1)
+    basis = start.to(sample.device).expand(*sample.shape[:2], -1, -1)
     for _ in range(_STEPS):
-        basis = torch.linalg.qr(sample.mT @ (sample @ basis)).Q
+        basis = torch.linalg.qr(total(sample.mT @ (sample @ basis))).Q
+    basis = basis.to(wide)
     return sum(x.to(wide) @ part for x, part in zip(features, basis.split(sizes, -2), strict=True))
 
 
@@ -250,8 +314,8 @@ def restore(groups: Groups, q: Tensor, q_rows: Tensor, out: Tensor, attend: Call
     estimates the mean derivative of the output, scale E[cov_A(k, v)], from differences between groups; lam is small
     where that says nothing about differences within one. Clamping only projects on where averages of values lie.
     """
-    wide = torch.promote_types(q.dtype, torch.float32)
-    weight, z, y = groups.mass.unsqueeze(-1).to(wide), q_rows.to(wide), out.to(wide)
+    wide, whole = torch.promote_types(q.dtype, torch.float32), groups.whole
+    weight, z, y = whole.mass.unsqueeze(-1).to(wide), q_rows.to(wide), out.to(wide)
     total = weight.sum(2, keepdim=True)
     z, y = z - (weight * z).sum(2, keepdim=True) / total, y - (weight * y).sum(2, keepdim=True) / total
     weighted = (weight * z).mT
@@ -260,23 +324,39 @@ def restore(groups: Groups, q: Tensor, q_rows: Tensor, out: Tensor, attend: Call
     eye = torch.eye(q.shape[-1], dtype=wide, device=q.device)
     slope = torch.linalg.solve(gram + ridge[..., None, None] * eye, weighted @ y)
 
-    def step(tokens: slice | Tensor, query: Tensor) -> Tensor:
-        return (query.to(wide) - groups.unmerge(q_rows, tokens)) @ slope
-
-    some = spread(q.shape[2], probes(out.shape[2])).to(q.device)
-    query = q.index_select(2, some)
-    moved, wanted = step(some, query), attend(query).to(wide) - groups.unmerge(out, some)
+    some = whole.probes()
+    query = groups.take(q, some)
+    moved = (query.to(wide) - whole.unmerge(q_rows, some)) @ slope
+    wanted = attend(query).to(wide) - whole.unmerge(out, some)
     energy = moved.square().sum((2, 3), keepdim=True)
     lam = ((moved * wanted).sum((2, 3), keepdim=True) / energy.where(energy > 0, 1)).clamp(0, 1)
     slope = lam * slope
-    low, high = out.amin(2, keepdim=True), out.amax(2, keepdim=True)
+
+    bounds = torch.cat([slope, out.amin(2, keepdim=True).to(wide), out.amax(2, keepdim=True).to(wide)], 2)
+    slope, low, high = groups.all_heads(bounds).split([q.shape[-1], 1, 1], 2)
+    low, high, q_rows, out = low.to(q.dtype), high.to(q.dtype), groups.fetch(q_rows), groups.fetch(out)
     size = max(1, base.BLOCK_ELEMENTS // (q.shape[0] * q.shape[1] * q.shape[3]))
     pieces = []
     for start in range(0, q.shape[2], size):
         block = slice(start, start + size)
-        piece = groups.unmerge(out, block) + step(block, q[:, :, block])
+        piece = groups.unmerge(out, block) + (q[:, :, block].to(wide) - groups.unmerge(q_rows, block)) @ slope
         pieces.append(piece.to(q.dtype).clamp(low, high))
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
+
+
+def merge_workspace(queries: int, rows: int, arrays: int, D: int, H: int, *, itemsize: int = 4) -> float:
+    """Bytes at the peak of `Groups.merge` of `arrays` arrays, one after another: rows done, sums in float32."""
+    wide = max(itemsize, 4)
+    cast = queries * wide if itemsize < wide else 0.0
+    return D * H * ((arrays - 1) * rows * itemsize + cast + 2.0 * rows * wide + (rows * itemsize if cast else 0.0))
+
+
+def restore_workspace(queries: int, rows: int, D: int, H: int, *, itemsize: int = 4) -> float:
+    """Bytes that `restore` holds at its peak beyond its output: centred rows, and the tokens block by block."""
+    wide, q = max(itemsize, 4), queries * D * H
+    block = block_bytes(q)
+    centred = ((3.0 + 2 * (itemsize < wide)) * rows + 8 * probes(rows)) * D * H * wide
+    return centred + max((5 + (itemsize < wide)) * block, q * itemsize if block < 4 * q else 0.0)
 
 
 def restore_cost(queries: int, rows: int, keys: int, D: int, H: int, *, itemsize: int = 4) -> Cost:

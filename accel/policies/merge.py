@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,7 +13,7 @@ from accel.attend import attend
 from accel.errors import AccelError
 from accel.layout import TokenLayout
 from accel.policies.base import Context, Cost, Policy, attention_cost, check_flags
-from accel.policies.matching import Groups, Matching, restore, restore_cost
+from accel.policies.matching import Groups, Matching, merge_workspace, restore, restore_cost, restore_workspace
 
 METRICS = ("queries and keys", "keys", "tokens")
 
@@ -53,6 +54,30 @@ def check_layout(policy: Policy, layout: TokenLayout) -> None:
 def together(x: Tensor, per_head: bool) -> list[Tensor]:
     """The features of (B, H, N, D) for `Matching`: each head's own, or those of all heads as parts of one metric."""
     return [x] if per_head else [x[:, h : h + 1] for h in range(x.shape[1])]
+
+
+def merged_workspace(
+    policy: Policy, layout: TokenLayout, arrays: int, attending: float, D: int, H: int, *, itemsize: int
+) -> float:
+    """`Policy.workspace` of a policy that merges `arrays` of q, k, v: the largest of its steps.
+
+    They are matching, merging, attention among rows (`attending` beyond the rows and their output), and the way back.
+    """
+    N, M, out = layout.tokens, policy.matching.rows(layout), layout.tokens * D * H * itemsize
+    features = (2 if getattr(policy, "metric", "") == "queries and keys" else 1) * D * H
+    h = H if policy.matching.per_head else 1
+    groups = 8.0 * h * (N + 3 * M) + 24.0 * N  # row, representative, mass and its log; destinations
+    rows = arrays * M * D * H * itemsize
+    result = M * D * H * itemsize
+    steps = [
+        policy.matching.workspace(layout, features, H, itemsize=itemsize) - out,
+        groups + merge_workspace(N, M, arrays, D, H, itemsize=itemsize) - out,
+        groups + rows + result + attending - out,
+        groups + rows + result,
+    ]
+    if policy.correct:
+        steps.append(groups + rows + result + restore_workspace(N, M, D, H, itemsize=itemsize))
+    return max(steps)
 
 
 @dataclass(frozen=True)
@@ -139,8 +164,18 @@ class Merge(Policy):
         """M: rows of the merged sequence."""
         return self.matching.rows(layout)
 
-    def groups(self, q: Tensor, k: Tensor, layout: TokenLayout, context: Context) -> Groups:
-        """The groups of this layer, or with `reuse` those of an earlier layer of this forward."""
+    def groups(
+        self,
+        q: Tensor,
+        k: Tensor,
+        layout: TokenLayout,
+        context: Context,
+        match: Callable[[Matching, list[Tensor], TokenLayout], Groups] = Matching.groups,
+    ) -> Groups:
+        """The groups of this layer, or with `reuse` those of an earlier layer of this forward.
+
+        match: what `accel.distributed` puts in the place of `Matching.groups`.
+        """
         key = ("merge", self, layout, q.shape[:2])
         if self.reuse and key in context.memory:
             layer, groups = context.memory[key]
@@ -155,7 +190,7 @@ class Merge(Policy):
             features = together(k, self.per_head)
             if self.metric == "queries and keys":
                 features = together(q, self.per_head) + features
-        groups = self.matching.groups(features, layout)
+        groups = match(self.matching, features, layout)
         if self.reuse:
             context.memory[key] = (context.layer, groups)
         return groups
@@ -163,15 +198,18 @@ class Merge(Policy):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, scale: float, context: Context) -> Tensor:
         if self.kept_tokens(layout) == layout.tokens:
             return scaled_dot_product_attention(q, k, v, scale=scale)
-        groups = self.groups(q, k, layout, context)
+        return self.attend_as(self.groups(q, k, layout, context), q, k, v, scale)
+
+    def attend_as(self, groups: Groups, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """`attend` once the groups are known."""
         q_rows, k_rows, v_rows = (groups.merge(x) for x in (q, k, v))
-        log_mass = groups.mass.double().log() if self.mass else None
+        log_mass = groups.whole.mass.double().log() if self.mass else None
 
         def against_rows(some: Tensor) -> Tensor:
             return attend(some, k_rows, v_rows, log_mass=log_mass, scale=scale)[0]
 
         out = against_rows(q_rows)
-        return restore(groups, q, q_rows, out, against_rows) if self.correct else groups.unmerge(out)
+        return restore(groups, q, q_rows, out, against_rows) if self.correct else groups.unmerge(groups.fetch(out))
 
     def matching_cost(self, layout: TokenLayout, D: int, H: int, *, itemsize: int = 4) -> Cost:
         """What the partition costs in a layer that matches; the input tokens are taken to have D*H channels."""
@@ -187,6 +225,12 @@ class Merge(Policy):
         found += (1 / (1 + self.reuse)) * self.matching_cost(layout, D, H, itemsize=itemsize)
         found += Cost(3.0 * (N + M) * D * H, (4.0 * N + 4 * M) * D * H * itemsize)  # three means and the copy back
         return found + restore_cost(N, M, M, D, H, itemsize=itemsize) if self.correct else found
+
+    def workspace(self, layout: TokenLayout, D: int, H: int, *, itemsize: int = 4) -> float:
+        N, M = layout.tokens, self.kept_tokens(layout)
+        if M == N:
+            return 0.0
+        return merged_workspace(self, layout, 3, 0.0, D, H, itemsize=itemsize)
 
     def keys_per_query(self, layout: TokenLayout) -> float:
         return float(self.kept_tokens(layout))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,7 +13,7 @@ from accel.attend import attend
 from accel.layout import TokenLayout
 from accel.policies.base import Context, Cost, Policy, attention_cost
 from accel.policies.matching import Groups, Matching, restore, restore_cost
-from accel.policies.merge import check_layout, check_matching, together
+from accel.policies.merge import check_layout, check_matching, merged_workspace, together
 
 
 @dataclass(frozen=True)
@@ -72,21 +73,29 @@ class QueryMerge(Policy):
         """M: rows that attend."""
         return self.matching.rows(layout)
 
-    def groups(self, q: Tensor, layout: TokenLayout) -> Groups:
-        """The groups of queries."""
-        return self.matching.groups(together(q, False), layout)
+    def groups(
+        self,
+        q: Tensor,
+        layout: TokenLayout,
+        match: Callable[[Matching, list[Tensor], TokenLayout], Groups] = Matching.groups,
+    ) -> Groups:
+        """The groups of queries; match: what `accel.distributed` puts in the place of `Matching.groups`."""
+        return match(self.matching, together(q, False), layout)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, scale: float, context: Context) -> Tensor:
         if self.kept_queries(layout) == layout.tokens:
             return scaled_dot_product_attention(q, k, v, scale=scale)
-        groups = self.groups(q, layout)
+        return self.attend_as(self.groups(q, layout), q, k, v, scale)
+
+    def attend_as(self, groups: Groups, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """`attend` once the groups are known; k and v of the heads whose rows are at hand."""
         rows = groups.merge(q)
 
         def against_all(some: Tensor) -> Tensor:
             return attend(some, k, v, scale=scale)[0]
 
         out = against_all(rows)
-        return restore(groups, q, rows, out, against_all) if self.correct else groups.unmerge(out)
+        return restore(groups, q, rows, out, against_all) if self.correct else groups.unmerge(groups.fetch(out))
 
     def cost(self, layout: TokenLayout, D: int, H: int, *, itemsize: int = 4) -> Cost:
         N, M = layout.tokens, self.kept_queries(layout)
@@ -95,6 +104,11 @@ class QueryMerge(Policy):
         found = attention_cost(M, N, D, H, itemsize=itemsize) + self.matching.cost(layout, D * H, H, itemsize=itemsize)
         found += Cost(float(N + M) * D * H, 2.0 * (N + M) * D * H * itemsize)  # the mean and the copy back
         return found + restore_cost(N, M, N, D, H, itemsize=itemsize) if self.correct else found
+
+    def workspace(self, layout: TokenLayout, D: int, H: int, *, itemsize: int = 4) -> float:
+        if self.kept_queries(layout) == layout.tokens:
+            return 0.0
+        return merged_workspace(self, layout, 1, 0.0, D, H, itemsize=itemsize)
 
     def keys_per_query(self, layout: TokenLayout) -> float:
         """All N keys enter every softmax; what is spared are queries."""

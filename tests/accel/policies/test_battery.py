@@ -17,7 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from accel.attend import attend, attend_naive
 from accel.errors import AccelError
+from accel.layout import TokenLayout
 from accel.policies import Cost, Policy, attention_cost, base, policy_from_dict, registry
+from experiments.live_bytes import peak_bytes
 from tests import tolerances
 from tests.accel.policies.inputs import BIG, LAYOUT, LAYOUTS, B, D, H, error, normal, qkv
 
@@ -234,6 +236,21 @@ def test_duplicated_tokens_with_masses_change_nothing(dtype):
     got = attend(q, k, v, log_mass=times.double().log())[0]
     want = attend(q, k[:, :, copies], v[:, :, copies])[0]
     torch.testing.assert_close(got, want, rtol=0, atol=tolerances.ROUNDING[str(dtype)])
+
+
+@every_policy
+@pytest.mark.parametrize("blocks", [1, 6])
+def test_declared_workspace_covers_the_counted_bytes(policy, blocks, monkeypatch):
+    """Of contiguous q, k, v, as the chunked forward hands them over; whole, and in blocks that must be joined."""
+    layout, dim = TokenLayout(12, 3, 9, 12), 32
+    monkeypatch.setattr(base, "BLOCK_ELEMENTS", -(-layout.tokens * dim * H // blocks))
+    low, high = tolerances.WORKSPACE_RATIO
+    for dtype, least in ((torch.float32, 1 / high), (torch.bfloat16, 0)):  # bfloat16: declared for a GPU's copies too
+        q, k, v = (normal(i, 1, H, layout.tokens, dim, dtype=dtype) for i in range(3))
+        counted = peak_bytes(policy.attend, q, k, v, layout) - q.numel() * q.element_size()
+        per_token = 2 * 4 * H * layout.tokens + 32 * layout.tokens  # log-sum-exps; the choice of no key or query
+        declared = policy.workspace(layout, dim, H, itemsize=q.element_size())
+        assert least * declared - per_token <= counted <= declared / low + per_token
 
 
 def test_a_policy_is_abstract():

@@ -102,6 +102,6 @@ def test_fitted_shrinkage_helps_a_nearly_uniform_head():
 
 
 def test_probe_queries_are_distinct_and_cover_the_places_of_a_frame():
-    index = key_subset._spread(BIG.tokens, 200)
+    index = key_subset.spread(BIG.tokens, 200)
     assert len(index) == len(index.unique()) > 190 and index.max() < BIG.tokens
     assert len((index % BIG.tokens_per_frame).unique()) > 0.6 * BIG.tokens_per_frame

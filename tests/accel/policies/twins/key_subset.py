@@ -31,7 +31,7 @@ def twin_of(policy, q, k, v, first, scale, weight=None, own=None):
 def shrink_twin(policy, q, k, v, out, kept, scale, w):
     centre, lam = (w @ v / w.sum()).unsqueeze(2), policy.shrinkage
     if lam is None:
-        some = key_subset._spread(q.shape[2], key_subset._probes(int(kept.sum())))
+        some = key_subset.spread(q.shape[2], key_subset._probes(int(kept.sum())))
         exact = attend_naive(q, k, v, scale=scale, log_mass=w.log())[0]
         x, y = (out - centre)[:, :, some], (exact - centre)[:, :, some]
         lam = ((x * y).sum((2, 3)) / (x * x).sum((2, 3))).clamp(0, 1)
