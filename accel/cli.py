@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from accel.errors import AccelError
+from accel.parse import parse_budget, parse_bytes, parse_tolerance
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and bad usage do not wait for it
     import xarray as xr
@@ -53,6 +54,8 @@ Tolerance = Annotated[
     typer.Option(help="Relative output difference to stay within, such as 0.02 (the default without --budget)."),
 ]
 DeviceName = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")]
+DType = Annotated[str, typer.Option(help="float32, bfloat16, or auto: bfloat16 on a GPU that has it.")]
+Memory = Annotated[str | None, typer.Option(help='Memory to stay within, such as "12GB"; default: what is free.')]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; made if need be.")]
 
@@ -69,14 +72,14 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except AccelError as error:
             raise _refuse(str(error)) from None
-        except MemoryError:
-            raise _refuse("out of memory; give fewer --frames, or --no-dense") from None
         except OSError as error:
             raise _refuse(f"{error}; check the path, its permissions and the space left") from None
-        except RuntimeError as error:
-            if "out of memory" in str(error) or "can't allocate memory" in str(error):
-                raise _refuse("out of memory; give fewer --frames, or --no-dense") from None
-            raise
+        except (MemoryError, RuntimeError) as error:
+            from accel.patch import out_of_memory
+
+            if not out_of_memory(error):
+                raise
+            raise _refuse("out of memory; give fewer --frames, or --no-dense") from None
         except KeyboardInterrupt:
             typer.echo("interrupted; the same command resumes from the stages that are complete", err=True)
             raise typer.Exit(130) from None
@@ -87,26 +90,6 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 def _refuse(message: str) -> typer.Exit:
     typer.echo("error: " + " ".join(message.split()), err=True)
     return typer.Exit(2)
-
-
-def parse_budget(text: str | None) -> float | None:
-    """A speed-up from "2x", "2" or "1.5×"."""
-    if text is None:
-        return None
-    try:
-        return float(text.strip().lower().rstrip("x×"))
-    except ValueError:
-        raise AccelError(f'budget "{text}" is not a speed-up; give a factor such as 2x') from None
-
-
-def parse_tolerance(text: str | None) -> float | None:
-    """A relative output difference from "0.02"."""
-    if text is None:
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise AccelError(f'tolerance "{text}" is not a number; give a relative error such as 0.02') from None
 
 
 def parse_frames(text: str) -> list[int]:
@@ -155,32 +138,23 @@ def run(
     demo: Annotated[bool, typer.Option("--demo", help="Use the scene that comes with the package.")] = False,
     as_json: AsJson = False,
     seed: Annotated[int, typer.Option(parser=integer, help="Seed of everything random.")] = 0,
+    dtype: DType = "auto",
+    memory: Memory = None,
 ) -> None:
     """Photographs to cameras, depth and points, planned from a probe, beside the dense result, on one page."""
     if demo and images:
         raise AccelError("--demo brings its own images; leave out yours or --demo")
-    speed_up, within = parse_budget(budget), parse_tolerance(tolerance)
+    goal = {"budget": parse_budget(budget), "tolerance": parse_tolerance(tolerance)}
     check_device(device)
     from accel.run import Settings, check_folder
 
-    Settings(weights, speed_up, within, device, probe_frames, frames, dense, spectra, seed)
+    asked = goal | {"weights": weights, "device": device, "dtype": dtype, "memory": parse_bytes(memory), "seed": seed}
+    asked |= {"frames": frames, "probe_frames": probe_frames, "dense": dense, "spectra": spectra}
+    Settings(**asked)
     check_folder(out)
     from accel.run import run as job
 
-    result = job(
-        [demo_folder()] if demo else images or [],
-        out,
-        weights=weights,
-        budget=speed_up,
-        tolerance=within,
-        device=device,
-        probe_frames=probe_frames,
-        frames=frames,
-        dense=dense,
-        spectra=spectra,
-        seed=seed,
-        console=Console(stderr=True),
-    )
+    result = job([demo_folder()] if demo else images or [], out, **asked, console=Console(stderr=True))
     _show(result, as_json)
 
 
@@ -210,7 +184,7 @@ def predict(
 
     try:
         if profile is not None:
-            chosen = _load_profile(profile).rank_params(name=str(profile))
+            chosen = load_profile(profile).rank_params(name=str(profile))
         else:
             chosen = preset(params)
         tokens = [count * chosen.tokens_per_frame for count in counts]
@@ -268,6 +242,8 @@ def plan(
     device: DeviceName = "auto",
     out: Annotated[Path | None, typer.Option(help="Also write the schedule to this JSON file.")] = None,
     as_json: AsJson = False,
+    dtype: DType = "auto",
+    memory: Memory = None,
 ) -> None:
     """The policy of every layer for a number of frames, from a profile."""
     speed_up, within = parse_budget(budget), parse_tolerance(tolerance)
@@ -277,12 +253,15 @@ def plan(
     from dataclasses import replace
 
     from accel.cost import Device
-    from accel.run import Settings, choose_device, make_schedule
+    from accel.memory import MARGIN, available_bytes
+    from accel.run import Settings, choose_device, choose_dtype, make_schedule
 
-    settings = Settings(budget=speed_up, tolerance=within, device=device)
-    found = _load_profile(profile)
-    machine = Device.measure(choose_device(device), config=found.config)
-    schedule = make_schedule(found, replace(found.layout, frames=frames), settings, machine)
+    settings = Settings(budget=speed_up, tolerance=within, device=device, dtype=dtype, memory=parse_bytes(memory))
+    target = choose_device(device)
+    found = load_profile(profile)
+    machine = Device.measure(target, config=found.config, dtype=choose_dtype(dtype, target)[0])
+    limit = settings.memory or MARGIN * available_bytes(target)
+    schedule = make_schedule(found, replace(found.layout, frames=frames), settings, machine, limit)
     if out is not None:
         schedule.save(out)
     if as_json:
@@ -311,6 +290,7 @@ def validate(
 
     planned = Schedule.load(schedule)
     model = load_model(weights, choose_device(device))
+    model.frames_per_chunk = planned.frames_per_chunk
     loaded = load_images(images, model.config)
     data = job(model, loaded.tensor.to(next(model.parameters()).device), planned)
     if as_json:
@@ -325,7 +305,7 @@ def validate(
     )
 
 
-def _load_profile(path: Path) -> Profile:
+def load_profile(path: Path) -> Profile:
     from accel.profile import Profile
 
     try:

@@ -74,6 +74,7 @@ def summarise(run: RunResult) -> dict[str, Any]:
                 "stages_s": run.stages,
                 "reused": run.reused,
             },
+            "memory": {f: getattr(plan, f) for f in ("predicted_memory", "frames_per_chunk", "memory_reason")},
             "output_difference": run.difference,
             "predicted_difference": plan.predicted_total,
             "layers": layer_rows(run),

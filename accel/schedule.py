@@ -27,9 +27,13 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from accel.cost import Device, model_cost
 from accel.errors import AccelError
 from accel.layout import TokenLayout
+from accel.memory import gib, peak_memory, within
+from accel.options import strided
 from accel.policies import Exact, Policy, policy_from_dict
 from accel.predictors import Predictor, own_mass
 from accel.profile import Profile
+
+_MEMORY_FIELDS = {"frames_per_chunk", "predicted_memory", "memory_reason"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Schedule:
 
     predicted_error: relative rms error of each layer's attention output; sensitivity: output difference per such error;
     seconds_saved per layer; predicted_seconds of a forward, dense and planned (None where no device was given).
+    frames_per_chunk: what the model is to take at once (None: its default); predicted_memory: peak bytes of a forward,
+    dense and planned; memory_reason: why these, in words.
     """
 
     layout: TokenLayout
@@ -49,6 +55,9 @@ class Schedule:
     predicted_seconds: tuple[float, float] | None = None
     predictor: str = "none"
     device: Device | None = None
+    frames_per_chunk: int | None = None
+    predicted_memory: tuple[float, float] | None = None
+    memory_reason: str = ""
 
     def __post_init__(self) -> None:
         for name in ("policies", "reasons", "predicted_error", "sensitivity", "seconds_saved"):
@@ -62,6 +71,11 @@ class Schedule:
         seconds = self.predicted_seconds
         if seconds is not None and not (len(seconds) == 2 and all(_finite(x) and x > 0 for x in seconds)):
             raise AccelError(f"Schedule.predicted_seconds={seconds} must be two positive numbers, dense and planned")
+        memory, chunk = self.predicted_memory, self.frames_per_chunk
+        if memory is not None and not (len(memory) == 2 and all(_finite(x) and x > 0 for x in memory)):
+            raise AccelError(f"Schedule.predicted_memory={memory} must be two positive numbers, dense and planned")
+        if chunk is not None and (type(chunk) is not int or chunk < 1):
+            raise AccelError(f"Schedule.frames_per_chunk={chunk!r} must be an integer of at least 1, or None")
         for policy in self.policies:
             policy.check(self.layout)
 
@@ -108,13 +122,15 @@ class Schedule:
         return table
 
     def summary(self) -> str:
-        """One line: predicted error, times, and by what."""
+        """One line: predicted error, times, and by what; predicted memory and the chunk chosen for it."""
         text = f"predicted output error {self.predicted_total:.4f}, predictor: {self.predictor}"
-        if self.predicted_seconds is None:
-            return text
-        dense, planned = self.predicted_seconds
-        device = "" if self.device is None else f" on {self.device.name}"
-        return f"{text}; {_duration(dense)} -> {_duration(planned)} ({self.predicted_speedup:.2f}x){device}"
+        if self.predicted_seconds is not None:
+            dense, planned = self.predicted_seconds
+            device = "" if self.device is None else f" on {self.device.name}"
+            text += f"; {_duration(dense)} -> {_duration(planned)} ({self.predicted_speedup:.2f}x){device}"
+        if self.predicted_memory is not None:
+            text += f"; peak {gib(self.predicted_memory[0])} -> {gib(self.predicted_memory[1])}"
+        return f"{text}; {self.memory_reason}" if self.memory_reason else text
 
     def __str__(self) -> str:
         text = StringIO()
@@ -132,21 +148,24 @@ class Schedule:
             "predicted_seconds": self.predicted_seconds,
             "predictor": self.predictor,
             "device": None if self.device is None else self.device.to_dict(),
+            "frames_per_chunk": self.frames_per_chunk,
+            "predicted_memory": self.predicted_memory,
+            "memory_reason": self.memory_reason,
         }
         return json.dumps(data, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Schedule:
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`; files of earlier versions say nothing of memory."""
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise AccelError(f"the schedule is not JSON ({error}); write one by Schedule.save") from error
         names = set(cls.__dataclass_fields__)
-        if not isinstance(data, dict) or set(data) != names:
+        if not isinstance(data, dict) or not names - _MEMORY_FIELDS <= set(data) <= names:
             got = sorted(data) if isinstance(data, dict) else type(data).__name__
             raise AccelError(f"a schedule needs exactly the fields {sorted(names)}, got {got}")
-        seconds, device = data["predicted_seconds"], data["device"]
+        seconds, device, memory = data["predicted_seconds"], data["device"], data.get("predicted_memory")
         try:
             return cls(
                 **data
@@ -155,6 +174,7 @@ class Schedule:
                     "policies": tuple(policy_from_dict(d) for d in data["policies"]),
                     "predicted_seconds": None if seconds is None else tuple(seconds),
                     "device": None if device is None else Device.from_dict(device),
+                    "predicted_memory": None if memory is None else tuple(memory),
                 }
             )
         except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
@@ -196,13 +216,21 @@ def plan(
     tolerance: float | None = None,
     device: Device,
     options: Sequence[Policy] | None = None,
+    memory: float | None = None,
 ) -> Schedule:
     """The best schedule at `layout.frames`: least predicted output error within a time, or least time within an error.
 
     Exactly one of budget, the speed-up of the whole forward (2.0: twice as fast), and tolerance, the predicted total
-    output difference (`accel.outputs`), is given. options default to those probed; those the layout does not allow are
-    left out. The optimum of the model is exact (mixed-integer program); the model's assumptions are the predictor's,
-    additivity over layers, and the cost model's. AccelError: neither or both given, out of range, or unreachable.
+    output difference (`accel.outputs`), is given. options default to those probed, temporal strides
+    also as longer ones (`accel.options.strided`); those the layout does not allow are left out. The optimum of the
+    model is exact (mixed-integer program); its assumptions are the predictor's, additivity over layers, and the cost
+    model's.
+
+    memory: bytes that a forward may use at its peak, weights and images included. The peak is the maximum over stages
+    that run one after another, so an option is allowed in a layer exactly when its own stage fits, and the frames taken
+    at once are the model's default or the largest of its halves that fits (`accel.memory`).
+
+    AccelError: neither or both given, out of range, or unreachable; more frames than memory holds.
     """
     if (budget is None) == (tolerance is None):
         raise AccelError(f"{budget=} and {tolerance=}: give exactly one of them")
@@ -212,8 +240,10 @@ def plan(
         raise AccelError(f"tolerance={tolerance} is an output difference; give a number of at least 0, e.g. 0.02")
     if layout.frames < 2:
         raise AccelError("1 frame has no global attention to shorten; give at least 2")
+    if memory is not None and not (math.isfinite(memory) and memory > 0):
+        raise AccelError(f"memory={memory} is a number of bytes; give a positive one, e.g. 12e9")
     profile.check(layout)
-    options = _allowed(profile.options if options is None else options, layout)
+    options = _allowed(strided(profile.options, layout) if options is None else options, layout)
     errors = np.asarray(predictor(profile, layout, options), dtype=np.float64)
     sensitivity = profile.sensitivity(options)
     damage = errors * sensitivity
@@ -223,28 +253,32 @@ def plan(
     config, itemsize = profile.config, device.itemsize
     cost = model_cost(config, layout, itemsize=itemsize)
     dense = cost.seconds(device)["total"]
+    chunk, allowed, why = within(memory, config, layout, options, itemsize)
     sizes = (layout, config.head_dim, config.num_heads)
     each = np.array([device.attention_seconds(policy, *sizes) for policy in options])
     exact = device.seconds(cost.global_attention[0], "attention")
     fixed = dense - exact * profile.layers
+    times = np.tile(each / dense, (profile.layers, 1))
     if budget is not None:
-        best = dense / (fixed + profile.layers * each.min())
+        best = 1 / (fixed / dense + times.min(1, where=allowed, initial=np.inf).sum())
         if best < budget * (1 - 1e-9):
             raise AccelError(
                 f"budget={budget:g} cannot be met at {layout.frames} frames: global attention takes "
                 f"{exact * profile.layers / dense:.0%} of the forward on {device.name}, so at best {best:.2f}x; lower "
                 f"the budget, or give more frames (the share grows with their number)"
             )
-        chosen = _solve(damage, np.tile(each / dense, (profile.layers, 1)), 1 / budget - fixed / dense)
+        chosen = _solve(damage, times, 1 / budget - fixed / dense, allowed)
     else:
-        least = damage.min(1).sum()
+        least = damage.min(1, where=allowed, initial=np.inf).sum()
         if least > tolerance:
             raise AccelError(f"tolerance={tolerance:g} is below the least predicted error {least:.3g}; add Exact()")
-        chosen = _solve(np.tile(each / dense, (profile.layers, 1)), damage, tolerance)
+        chosen = _solve(times, damage, tolerance, allowed)
 
     rows = np.arange(profile.layers)
     policies = tuple(options[j] for j in chosen)
     planned = fixed + each[chosen].sum()
+    sizes = {"frames_per_chunk": chunk, "itemsize": itemsize}
+    peaks = (peak_memory(config, layout, of, **sizes).peak for of in (None, policies))
     return Schedule(
         layout=layout,
         policies=policies,
@@ -255,6 +289,9 @@ def plan(
         predicted_seconds=(float(dense), float(planned)),
         predictor=predictor.name,
         device=device,
+        frames_per_chunk=chunk,
+        predicted_memory=tuple(peaks),
+        memory_reason=why,
     )
 
 
@@ -275,8 +312,8 @@ def _allowed(options: Sequence[Policy], layout: TokenLayout) -> tuple[Policy, ..
     return tuple(kept)
 
 
-def _solve(objective: np.ndarray, limited: np.ndarray, limit: float) -> np.ndarray:
-    """One option per layer with the least sum of objective subject to sum limited <= limit, (layer,) indices.
+def _solve(objective: np.ndarray, limited: np.ndarray, limit: float, allowed: np.ndarray) -> np.ndarray:
+    """One allowed option per layer with the least sum of objective and sum limited <= limit, (layer,) indices.
 
     Exact up to the solver's feasibility tolerance. Of equal objectives the smaller sum of `limited` is preferred.
     """
@@ -290,7 +327,7 @@ def _solve(objective: np.ndarray, limited: np.ndarray, limit: float) -> np.ndarr
     found = milp(
         values.ravel(),
         constraints=[one_each, within],
-        bounds=Bounds(0, 1),
+        bounds=Bounds(0, allowed.ravel().astype(float)),
         integrality=np.ones(layers * count),
         options={"mip_rel_gap": 0.0},
     )

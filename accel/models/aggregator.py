@@ -69,4 +69,5 @@ class Aggregator(nn.Module):
             x = global_block(x.reshape(B, S * P, -1), rope, chunk)
             if frame is not None:
                 kept[layer] = torch.cat([frame.view(B, S, P, -1), x.view(B, S, P, -1)], dim=-1)
+            del frame  # or it would live through the next block
         return kept

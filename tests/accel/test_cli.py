@@ -211,6 +211,8 @@ def test_a_missing_option_is_a_usage_error(scene):
         (["plan", "x.nc", "--frames", "many"], 2, ("--frames", '"many" is not an integer', "see accel plan --help")),
         (["run", "photos", "--out", "x", "--seed", "1.5"], 2, ("--seed", '"1.5" is not an integer')),
         (["plan", "x.nc", "--frames", "8", "--tolerance", "low"], 2, ('tolerance "low"', "such as 0.02")),
+        (["plan", "x.nc", "--frames", "8", "--memory", "12 gigs"], 2, ('memory "12 gigs"', "such as 12GB")),
+        (["run", "photos", "--out", "x", "--dtype", "half"], 2, ('dtype "half"', "float32, bfloat16")),
         (["no-such-command"], 2, ("no-such-command", "see accel --help")),
         (["predict", "--frames", "0"], 2, ('"0"', "give for example")),
         (["run", "--help"], 0, ()),

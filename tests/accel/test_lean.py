@@ -7,7 +7,7 @@ from accel.errors import AccelError
 from accel.lean import layers_read, lean
 from accel.patch import patch
 from accel.policies import Frame
-from accel.sites import layout_of
+from accel.sites import layout_of, sites
 from experiments.live_bytes import peak_bytes
 from tests.accel.stand_ins import LIKE, OfficialLike, Plan
 from tests.tolerances import COMPILED
@@ -122,3 +122,71 @@ def test_a_compiled_aggregator_is_lean_inside_and_whole_again_outside(images):
             torch.testing.assert_close(model(images), dense, rtol=0, atol=COMPILED)
         assert [x is not None for x in model.aggregator(images)[0]] == [False, True, True]
     assert all(x is not None for x in model.aggregator(images)[0])
+
+
+# --- chunks of frames ---
+
+
+class Wide(torch.nn.Sequential):
+    """An MLP so much wider inside that on a dozen tiny frames it, and not the attention, makes the peak."""
+
+    def __init__(self, dim, generator):
+        super().__init__(torch.nn.Linear(dim, 40 * dim), torch.nn.GELU(), torch.nn.Linear(40 * dim, dim))
+        for weight in self.parameters():
+            weight.data = 0.02 * torch.randn(weight.shape, generator=generator)
+
+
+def with_mlps(name):
+    generator = torch.Generator().manual_seed(0)
+    model = LIKE[name](generator)
+    for block in [m for m in model.modules() if hasattr(m, "mlp")]:
+        block.mlp = Wide(32, generator)
+    return model
+
+
+@pytest.mark.parametrize("name", LIKE)
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_chunks_change_the_outputs_by_rounding_and_less_is_alive(name, chunk):
+    model, images = with_mlps(name), torch.rand(1, 12, 3, 12, 16, generator=torch.Generator().manual_seed(1))
+    dense, plain = model(images), peak_bytes(model, images)
+    with lean(model, keep=range(len(sites(model)))):
+        kept_all = peak_bytes(model, images)
+    with lean(model, keep=range(len(sites(model))), frames_per_chunk=chunk):
+        torch.testing.assert_close(model(images), dense, rtol=0, atol=COMPILED)
+        less = peak_bytes(model, images)
+    hidden = 40 * layout_of(model, images).tokens * 32 * 4
+    assert kept_all == plain and plain - less >= hidden
+    assert not any("forward" in vars(module) for module in model.modules()) and "lean_layers" not in vars(model)
+
+
+def test_frame_blocks_take_so_many_frames_and_their_own_positions(model, images):
+    seen = []
+    block = model.aggregator.frame_blocks[0]
+    plain = block.forward
+
+    def forward(x, pos=None):
+        seen.append((len(x), pos[:, 0, 0].tolist()))
+        return plain(x)
+
+    block.forward = forward
+    positions = torch.arange(3.0)[:, None, None].expand(3, 7, 2)
+    x = torch.rand(3, 7, 32, generator=torch.Generator().manual_seed(1))
+    whole = plain(x)
+    with lean(model, frames_per_chunk=2):
+        torch.testing.assert_close(block(x, pos=positions), whole, rtol=0, atol=COMPILED)
+    assert seen == [(2, [0.0, 1.0]), (1, [2.0])] and block.forward is forward
+
+
+def test_chunks_compose_with_patch(model, images):
+    plan = Plan(layout_of(model, images), (Frame(),) * 8)
+    with patch(model, plan):
+        patched = model(images)
+    with lean(model, frames_per_chunk=1), patch(model, plan) as applied:
+        torch.testing.assert_close(model(images), patched, rtol=0, atol=COMPILED)
+    assert applied.calls == [1] * 8
+
+
+@pytest.mark.parametrize("chunk", [0, -1, 1.5, True])
+def test_a_chunk_that_is_no_number_of_frames_is_refused(model, chunk):
+    with pytest.raises(AccelError, match="frames_per_chunk="), lean(model, frames_per_chunk=chunk):
+        pass

@@ -10,13 +10,17 @@ import xarray as xr
 from PIL import Image
 
 from accel import run as run_module
+from accel import store as store_module
 from accel.errors import AccelError
 from accel.images import load_images, load_truth
-from accel.models import VGGT_1B, random_model, save_model
+from accel.layout import TokenLayout
+from accel.memory import peak_memory
+from accel.models import VGGT, random_model, save_model
 from accel.models.config import VGGTConfig
 from accel.profile import Profile
-from accel.run import Settings, check_memory, peak_bytes, run
+from accel.run import Settings, choose_dtype, run
 from accel.schedule import Schedule
+from tests.tolerances import SAME_ARITHMETIC, TRUNK_BFLOAT16
 
 SMALL = VGGTConfig(
     image_size=32,
@@ -172,10 +176,10 @@ def test_a_failure_while_writing_replaces_nothing(done, weights, scene, monkeypa
 def test_other_weights_or_images_are_probed_anew(weights, scene, tmp_path):
     model = random_model(SMALL, torch.Generator().manual_seed(1))
     images = load_images([scene], SMALL)
-    first = run_module._fingerprint(model, images.tensor)
-    assert first == run_module._fingerprint(random_model(SMALL, torch.Generator().manual_seed(1)), images.tensor)
-    assert first != run_module._fingerprint(random_model(SMALL, torch.Generator().manual_seed(2)), images.tensor)
-    assert first != run_module._fingerprint(model, images.tensor + 1e-3)
+    first = store_module.fingerprint(model, images.tensor)
+    assert first == store_module.fingerprint(random_model(SMALL, torch.Generator().manual_seed(1)), images.tensor)
+    assert first != store_module.fingerprint(random_model(SMALL, torch.Generator().manual_seed(2)), images.tensor)
+    assert first != store_module.fingerprint(model, images.tensor + 1e-3)
 
 
 def test_two_photographs_are_enough(weights, scene, tmp_path):
@@ -193,6 +197,8 @@ def test_two_photographs_are_enough(weights, scene, tmp_path):
         ({"budget": 2.0, "tolerance": 0.1}, "give one"),
         ({"probe_frames": 2}, "probe_frames=2"),
         ({"seed": -1}, "seed=-1"),
+        ({"dtype": "float16"}, 'dtype "float16"'),
+        ({"memory": 0.0}, "memory=0"),
     ],
 )
 def test_settings_name_the_wrong_value(wrong, words):
@@ -200,26 +206,10 @@ def test_settings_name_the_wrong_value(wrong, words):
         Settings(**wrong)
 
 
-def test_too_little_memory_names_the_frames_that_fit(monkeypatch):
-    shape = (1, 60, 3, 392, 518)
-    fitting = peak_bytes(VGGT_1B, (1, 20, *shape[2:]), 0)
-    monkeypatch.setattr(run_module, "available_bytes", lambda device: 1.0001 * fitting / run_module.MEMORY_MARGIN)
-    with pytest.raises(AccelError, match=r"60 frames need about .* GiB .* give --frames 20,"):
-        check_memory(VGGT_1B, shape, torch.device("cpu"))
-    check_memory(VGGT_1B, (1, 20, *shape[2:]), torch.device("cpu"))
-
-
 def test_truth_follows_the_chosen_frames(scene):
     truth = load_truth(load_images([scene], SMALL, frames=2))
     np.testing.assert_array_equal(truth["extrinsics"][:, 0, 3], [0, -3])
     assert truth["intrinsics"].shape == (2, 3, 3)
-
-
-def test_the_estimated_peak_is_near_the_measured_one():
-    path = Path(__file__).parents[2] / "experiments" / "results" / "peak_memory.json"
-    measured = json.loads(path.read_text())
-    estimate = peak_bytes(VGGT_1B, tuple(measured["images"]), 1_190_595_096) / 1e9
-    assert 1 / 1.5 < estimate / measured["peak_gb"] < 1.5
 
 
 @pytest.mark.parametrize("name", ["meta", "cpu:7", "mps", "cuda:x", ""])
@@ -232,7 +222,7 @@ def test_a_folder_in_the_place_of_an_output_is_refused_before_any_work(scene, tm
     (tmp_path / "report.html").mkdir()
     with pytest.raises(AccelError, match=r"report.html is a folder"):
         run([scene], tmp_path, weights="not read")
-    store = run_module._Store(tmp_path, "")
+    store = store_module.Store(tmp_path, "")
     (tmp_path / "results.json").write_text("old")
     with pytest.raises(AccelError, match=r"report.html is a folder"):
         store.publish({"results.json": lambda path: path.write_text("new")})
@@ -242,8 +232,8 @@ def test_a_folder_in_the_place_of_an_output_is_refused_before_any_work(scene, tm
 def test_outputs_of_an_earlier_run_do_not_stay(tmp_path):
     for name in ("validation.nc", "spectra_measured.nc", "mine.txt"):
         (tmp_path / name).write_text("old")
-    run_module._Store(tmp_path, "").publish({"results.json": lambda path: path.write_text("new")})
-    assert names(tmp_path) == {"results.json", "mine.txt"} and set(run_module.OUTPUTS) == FILES
+    store_module.Store(tmp_path, "").publish({"results.json": lambda path: path.write_text("new")})
+    assert names(tmp_path) == {"results.json", "mine.txt"} and set(store_module.OUTPUTS) == FILES
 
 
 def test_another_machine_measures_its_own_times(done, weights, scene, monkeypatch):
@@ -255,5 +245,95 @@ def test_another_machine_measures_its_own_times(done, weights, scene, monkeypatc
 def test_the_code_of_both_packages_is_in_the_hash(scene, monkeypatch):
     read, seen = Path.read_bytes, set()
     monkeypatch.setattr(Path, "read_bytes", lambda path: seen.add(path.parent.name) or read(path))
-    run_module._fingerprint(random_model(SMALL, torch.Generator().manual_seed(1)), load_images([scene], SMALL).tensor)
+    store_module.fingerprint(random_model(SMALL, torch.Generator().manual_seed(1)), load_images([scene], SMALL).tensor)
     assert {"accel", "policies", "meanfield"} <= seen
+
+
+# --- memory ---
+
+
+def starve(monkeypatch, most):
+    """Forwards of more than `most` frames at once are out of memory; returns the chunks that were tried."""
+    tried, plain = [], VGGT.forward
+
+    def forward(self, images):
+        chunk = min(self.chunk(self.layout(images)), images.shape[1])
+        tried.append(chunk)
+        if chunk > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, images)
+
+    monkeypatch.setattr(VGGT, "forward", forward)
+    return tried
+
+
+def test_out_of_memory_takes_fewer_frames_at_once_and_says_so(done, weights, scene, tmp_path, monkeypatch):
+    tried = starve(monkeypatch, 2)
+    found = run([scene], tmp_path / "out", weights=str(weights), tolerance=0.2, probe_frames=3, spectra=False)
+    assert tried[0] == 3 and set(tried[1:]) <= {1, 2}
+    assert any("2 frames at once instead of 4" in note for note in found.notes)
+    assert found.results["notes"] == list(found.notes)
+    assert "frames at once instead of" in (tmp_path / "out" / "report.html").read_text()
+    np.testing.assert_allclose(found.dense["depth"], done.dense["depth"], **SAME_ARITHMETIC)
+
+
+def test_the_last_word_names_frames_and_nothing_written_is_lost(done, weights, scene, monkeypatch):
+    before = {name: (done.out / name).read_bytes() for name in FILES}
+    cached = names(done.out / ".cache")
+    starve(monkeypatch, 0)
+    with pytest.raises(AccelError, match=r"out of memory with 4 frames, one at a time .*give --frames \d"):
+        run([scene], done.out, weights=str(weights), tolerance=0.1, probe_frames=3)
+    assert {name: (done.out / name).read_bytes() for name in FILES} == before
+    assert names(done.out / ".cache") >= cached
+
+
+def test_spectra_that_do_not_fit_are_left_out_with_a_note(done, weights, scene, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(run_module, "measure_spectra", fail)
+    found = run([scene], tmp_path / "out", weights=str(weights), tolerance=0.2, probe_frames=3, dense=False)
+    assert found.measured is None and any("Spectra were not measured: out of memory" in note for note in found.notes)
+
+
+def test_too_little_memory_is_said_before_any_work(weights, scene, tmp_path):
+    with pytest.raises(AccelError, match=r"on cpu 4 frames need about .* may be used"):
+        run([scene], tmp_path / "out", weights=str(weights), memory=1e5)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_within_memory_chooses_its_chunk(weights, scene, tmp_path):
+    config = {"frames_per_chunk": 1}
+    layout = TokenLayout(4, 2, 3, 4)
+    needed = peak_memory(SMALL, layout, **config)
+    found = run(
+        [scene],
+        tmp_path / "out",
+        weights=str(weights),
+        tolerance=0.2,
+        probe_frames=3,
+        spectra=False,
+        memory=1.02 * needed.peak + needed.outputs,
+    )
+    assert found.schedule.frames_per_chunk == 1 and "chunks of 1 frames: 2 would need" in found.schedule.memory_reason
+    assert found.results["memory"]["frames_per_chunk"] == 1
+
+
+def test_every_stage_runs_with_a_trunk_in_bfloat16(done, weights, scene, tmp_path):
+    found = run([scene], tmp_path / "out", weights=str(weights), tolerance=0.2, probe_frames=3, dtype="bfloat16")
+    assert names(found.out) == FILES | {".cache"} and found.schedule.device.itemsize == 2
+    assert "bfloat16" in found.provenance["dtype"] and any("bfloat16" in note for note in found.notes)
+    difference = np.abs(found.dense["depth"] - done.dense["depth"]).mean() / done.dense["depth"].mean()
+    assert 0 < difference < TRUNK_BFLOAT16
+    assert found.schedule.predicted_memory[0] < done.schedule.predicted_memory[0]
+
+
+def test_auto_is_float32_on_a_cpu_and_an_able_gpu_takes_bfloat16(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert choose_dtype("auto", cpu) == (torch.float32, ())
+    for able, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True, able=able: able)
+        assert choose_dtype("auto", gpu)[0] == dtype and choose_dtype("float32", gpu)[0] == torch.float32
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old GPU")
+    with pytest.raises(AccelError, match="Old GPU has no bfloat16; give --dtype float32"):
+        choose_dtype("bfloat16", gpu)

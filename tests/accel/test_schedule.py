@@ -12,6 +12,7 @@ import torch
 from accel.cost import Device, model_cost
 from accel.errors import AccelError
 from accel.layout import TokenLayout
+from accel.memory import peak_memory
 from accel.patch import patch
 from accel.policies import Exact, Frame, Merge, QueryMerge, Subsample
 from accel.predictors import ConstantPredictor, TheoryPredictor
@@ -256,3 +257,92 @@ def test_reasons_say_what_is_merged(model, images):
             profile, profile.layout, predictor=TheoryPredictor(), tolerance=1e9, device=DEVICE, options=[policy]
         )
         assert all(words in reason for reason in found.reasons)
+
+
+# --- memory ---
+
+
+def memory_of(profile, layout, policies=None, chunk=None):
+    return peak_memory(profile.config, layout, policies, frames_per_chunk=chunk, itemsize=DEVICE.itemsize)
+
+
+def test_without_a_limit_the_model_keeps_its_chunk_and_the_peak_is_predicted(profile, layout):
+    found = plan(profile, layout, predictor=ConstantPredictor(), budget=1.2, device=DEVICE)
+    assert found.frames_per_chunk is None and not found.memory_reason
+    want = memory_of(profile, layout).peak, memory_of(profile, layout, found.policies).peak
+    assert found.predicted_memory == want and "peak" in found.summary()
+
+
+def test_a_plan_within_memory_says_what_it_chose_and_why(profile, layout):
+    large = replace(layout, frames=200)
+    memory = memory_of(profile, large, chunk=8).peak
+    found = plan(profile, large, predictor=ConstantPredictor(), tolerance=0.0, device=DEVICE, memory=memory)
+    assert found.frames_per_chunk == next(
+        f for f in (200, 100, 50, 25, 12, 6, 3, 1) if memory_of(profile, large, chunk=f).peak <= memory
+    )
+    assert max(found.predicted_memory) <= memory
+    assert (
+        f"chunks of {found.frames_per_chunk} frames: {1 + 2 * found.frames_per_chunk} would need"
+        in str(found.summary())
+        or f"chunks of {found.frames_per_chunk} frames: {2 * found.frames_per_chunk} would need" in found.summary()
+    )
+
+
+def test_an_option_that_does_not_fit_is_not_chosen(profile, layout):
+    """A predictor that loves the merge, in memory that the merge exceeds in late layers alone."""
+    large = replace(layout, frames=400)
+    options = (Exact(), Subsample(stride=2, fill="mass"))
+    errors = np.tile([0.5, 0.0], (profile.layers, 1))
+    needed = memory_of(profile, large, (options[1],) * profile.layers, chunk=1)
+    held = needed.weights + needed.images
+    memory = held + (needed.layers[-1] + needed.layers[-2]) / 2
+    assert memory_of(profile, large, chunk=1).peak < memory < needed.peak
+    goal = {"predictor": Table(errors), "budget": 1.0, "device": DEVICE, "options": options}
+    assert set(plan(profile, large, **goal).policies) == {options[1]}
+    found = plan(profile, large, memory=memory, **goal)
+    assert [p.name for p in found.policies] == ["subsample"] * (profile.layers - 1) + ["exact"]
+    assert max(found.predicted_memory) <= memory and "too large in some layers: subsample" in found.memory_reason
+
+
+@pytest.mark.parametrize("memory", [0.0, -1.0, math.nan, math.inf])
+def test_a_limit_that_is_no_number_of_bytes_is_refused(profile, layout, memory):
+    with pytest.raises(AccelError, match=f"memory={memory} is a number of bytes"):
+        plan(profile, layout, predictor=ConstantPredictor(), budget=1.1, device=DEVICE, memory=memory)
+
+
+def test_more_frames_than_fit_says_how_many_would(profile, layout):
+    memory = memory_of(profile, replace(layout, frames=50), chunk=1).peak
+    with pytest.raises(AccelError, match=r"500 frames need about .*give --frames (\d+), so many would fit") as e:
+        plan(
+            profile,
+            replace(layout, frames=500),
+            predictor=ConstantPredictor(),
+            tolerance=0.1,
+            device=DEVICE,
+            memory=memory,
+        )
+    count = int(str(e.value).split("--frames ")[1].split(",")[0])
+    plan(
+        profile,
+        replace(layout, frames=count),
+        predictor=ConstantPredictor(),
+        tolerance=0.0,
+        device=DEVICE,
+        memory=memory,
+    )
+    assert count == 50
+
+
+def test_memory_goes_through_json_and_old_files_load(profile, layout):
+    memory = memory_of(profile, layout).peak
+    found = plan(profile, layout, predictor=ConstantPredictor(), tolerance=0.0, device=DEVICE, memory=memory)
+    assert found.frames_per_chunk and Schedule.from_json(found.to_json()) == found
+    data = json.loads(found.to_json())
+    for name in ("frames_per_chunk", "predicted_memory", "memory_reason"):
+        data.pop(name)
+    old = Schedule.from_json(json.dumps(data))
+    assert (old.frames_per_chunk, old.predicted_memory, old.memory_reason) == (None, None, "")
+    assert old.policies == found.policies
+    for wrong in ({"frames_per_chunk": 0}, {"frames_per_chunk": 2.5}, {"predicted_memory": [1.0]}):
+        with pytest.raises(AccelError, match=next(iter(wrong))):
+            Schedule.from_json(json.dumps(data | wrong))
