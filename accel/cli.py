@@ -1,42 +1,46 @@
-"""The command line: accel run | demo | predict | plan | validate.
+"""The command line: accel run | demo | predict | plan | validate | estimate | calibrate | bench.
 
-Exit codes: 0 done; 2 bad input, with one line "error: ..." on stderr that names the remedy; 130 interrupted.
-Tables and --json go to stdout, progress and errors to stderr.
+The first five are here, the others beside their subject; `accel.console` has what they share.
 """
 
 from __future__ import annotations
 
-import functools
-import json
 import math
-import re
 import sys
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from accel.bench.command import bench
+from accel.calibrate import calibrate
+from accel.console import (
+    AsJson,
+    Budget,
+    DeviceName,
+    DType,
+    Memory,
+    Out,
+    Tolerance,
+    Weights,
+    guarded,
+    integer,
+    print_json,
+    print_table,
+    refuse,
+)
 from accel.errors import AccelError
-from accel.parse import parse_budget, parse_bytes, parse_tolerance
+from accel.estimate import command as estimate
+from accel.parse import MAX_FRAMES, check_device, parse_budget, parse_bytes, parse_frames, parse_tolerance
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and bad usage do not wait for it
     import xarray as xr
 
-    from accel.profile import Profile
     from accel.run import RunResult
-
-
-def integer(text: str | int) -> int:
-    """An option's whole number; its error names the value, which typer's does not."""
-    try:
-        return int(text)
-    except ValueError:
-        raise typer.BadParameter(f'"{str(text)[:60]}" is not an integer; give one such as 8') from None
 
 
 app = typer.Typer(
@@ -47,67 +51,7 @@ app = typer.Typer(
     epilog="Begin with: accel demo --out results. Then: accel run PHOTOS --out results --budget 2x.",
 )
 
-Weights = Annotated[str, typer.Option(help='"testbed" (bundled), a hub id such as facebook/VGGT-1B, or a checkpoint.')]
-Budget = Annotated[str | None, typer.Option(help='Speed-up of the whole model, such as "2x"; not with --tolerance.')]
-Tolerance = Annotated[
-    str | None,
-    typer.Option(help="Relative output difference to stay within, such as 0.02 (the default without --budget)."),
-]
-DeviceName = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")]
-DType = Annotated[str, typer.Option(help="float32, bfloat16, or auto: bfloat16 on a GPU that has it.")]
-Memory = Annotated[str | None, typer.Option(help='Memory to stay within, such as "12GB"; default: what is free.')]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; made if need be.")]
-
-MAX_FRAMES = 10_000_000
 UsageError = typer.BadParameter.__bases__[0]  # click's class; recent releases of typer bring a copy of click
-
-
-def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose bad input ends in one line on stderr and exit code 2, and an interrupt in 130."""
-
-    @functools.wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except AccelError as error:
-            raise _refuse(str(error)) from None
-        except OSError as error:
-            raise _refuse(f"{error}; check the path, its permissions and the space left") from None
-        except (MemoryError, RuntimeError) as error:
-            from accel.patch import out_of_memory
-
-            if not out_of_memory(error):
-                raise
-            raise _refuse("out of memory; give fewer --frames, or --no-dense") from None
-        except KeyboardInterrupt:
-            typer.echo("interrupted; the same command resumes from the stages that are complete", err=True)
-            raise typer.Exit(130) from None
-
-    return wrapper
-
-
-def _refuse(message: str) -> typer.Exit:
-    typer.echo("error: " + " ".join(message.split()), err=True)
-    return typer.Exit(2)
-
-
-def parse_frames(text: str) -> list[int]:
-    """Numbers of frames from "8" or "8,16,32"."""
-    try:
-        frames = [int(part) for part in text.split(",")]
-    except ValueError:
-        frames = []
-    if not frames or not 1 <= min(frames) <= max(frames) <= MAX_FRAMES:
-        shown = text if len(text) <= 60 else text[:60] + "..."
-        raise AccelError(f'frames "{shown}" is not a list of integers from 1 to {MAX_FRAMES}; give for example 8,16,32')
-    return frames
-
-
-def check_device(name: str) -> None:
-    """AccelError unless a model can be run on a device of this name, present or not."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
-        raise AccelError(f'device "{name}" is unknown; give cpu, cuda, cuda:0 or auto')
 
 
 def demo_folder() -> Path:
@@ -184,7 +128,9 @@ def predict(
 
     try:
         if profile is not None:
-            chosen = load_profile(profile).rank_params(name=str(profile))
+            from accel.profile import Profile
+
+            chosen = Profile.load(profile).rank_params(name=str(profile))
         else:
             chosen = preset(params)
         tokens = [count * chosen.tokens_per_frame for count in counts]
@@ -196,7 +142,7 @@ def predict(
         suffixes = ("", "_low", "_high") if bool(ranks["entropy_se"].notnull().any()) else ("",)
         found = {name + end: ranks[name + end].values.T.tolist() for name in names for end in suffixes}
         exponents = ("depth_exponent", "depth_exponent_low", "depth_exponent_high")
-        _json(
+        print_json(
             {"params": chosen.name, "frames": counts, "tokens": tokens}
             | {key: ranks.attrs[key] for key in ("method", "interval", "level")}
             | found
@@ -254,11 +200,12 @@ def plan(
 
     from accel.cost import Device
     from accel.memory import MARGIN, available_bytes
+    from accel.profile import Profile
     from accel.run import Settings, choose_device, choose_dtype, make_schedule
 
     settings = Settings(budget=speed_up, tolerance=within, device=device, dtype=dtype, memory=parse_bytes(memory))
     target = choose_device(device)
-    found = load_profile(profile)
+    found = Profile.load(profile)
     machine = Device.measure(target, config=found.config, dtype=choose_dtype(dtype, target)[0])
     limit = settings.memory or MARGIN * available_bytes(target)
     schedule = make_schedule(found, replace(found.layout, frames=frames), settings, machine, limit)
@@ -294,9 +241,9 @@ def validate(
     loaded = load_images(images, model.config)
     data = job(model, loaded.tensor.to(next(model.parameters()).device), planned)
     if as_json:
-        _json(data.to_dict())
+        print_json(data.to_dict())
         return
-    _table(
+    print_table(
         ("layer", "policy", "predicted error", "measured error"),
         [
             (str(layer), short(policy.describe()), *(f"{float(data[name][layer]):.4f}" for name in ERRORS))
@@ -305,28 +252,19 @@ def validate(
     )
 
 
-def load_profile(path: Path) -> Profile:
-    from accel.profile import Profile
-
-    try:
-        return Profile.load(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise AccelError(f"{path} is not a profile ({error}); give the profile.nc of an earlier run") from error
-
-
 ERRORS = ("predicted_error", "measured_error")
 
 
 def _show(result: RunResult, as_json: bool) -> None:
     """The end of a run: JSON, or a table of the layers, the totals, and where the page is."""
     if as_json:
-        _json(result.results)
+        print_json(result.results)
         return
     from accel.report import number, percent, short
 
     r = result.results
     time, difference = r["time"], r["output_difference"]
-    _table(
+    print_table(
         ("layer", "policy", "error\npredicted", "\nmeasured", "effective rank\npredicted", "\nmeasured"),
         [
             (
@@ -355,17 +293,9 @@ def _show(result: RunResult, as_json: bool) -> None:
         typer.echo(f"{name + ':':<27} {text}")
 
 
-def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    table = Table()
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 1 else "right")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-
-
-def _json(data: Any) -> None:
-    typer.echo(json.dumps(data, indent=1, default=lambda x: x.tolist() if hasattr(x, "tolist") else str(x)))
+app.command("estimate")(guarded(estimate))
+app.command("calibrate")(guarded(calibrate))
+app.command("bench")(guarded(bench))
 
 
 def main() -> None:
@@ -374,7 +304,7 @@ def main() -> None:
         code = app(sys.argv[1:] or ["--help"], prog_name="accel", standalone_mode=False)
     except UsageError as error:
         command = error.ctx.command_path if error.ctx else "accel"
-        code = _refuse(f"{error.format_message().rstrip('.')}; see {command} --help").exit_code
+        code = refuse(f"{error.format_message().rstrip('.')}; see {command} --help").exit_code
     except typer.Abort:
         code = 130
     sys.exit(code or 0)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from accel.console import AsJson
+from accel.errors import AccelError
 
 SETTINGS = ("dense", "floor")
 
@@ -57,8 +61,6 @@ def estimate(
 
 def parse_size(text: str) -> tuple[int, int]:
     """Height and width from "392x518"."""
-    from accel.errors import AccelError
-
     match = re.fullmatch(r"\s*(\d{1,6})\s*[x×]\s*(\d{1,6})\s*", text)
     if not match:
         raise AccelError(f'size "{text}" is not a height and a width; give pixels such as 392x518')
@@ -73,10 +75,9 @@ def command(
     settings: Annotated[
         str, typer.Option(help="dense, floor (frame attention everywhere), or published settings such as avggt.")
     ] = "dense,avggt,fastvggt,floor",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Seconds and memory to expect of a model on a GPU, without running anything."""
-    from pathlib import Path
 
     from accel.cli import parse_frames, print_json, print_table
     from accel.devices import device_named, gpu_named, load_device
@@ -105,5 +106,5 @@ def command(
             )
         )
     first = rows[0]["setting"]
-    print_table(("frames", "tokens", "setting", "seconds", f"{first} over this", "peak memory, GB"), cells)
+    print_table(("frames", "tokens", "setting", "seconds", f"{first} over this", "peak memory, GB"), cells, left=(2,))
     typer.echo(f"predicted for {model} on {device.name}, {pixels[0]}x{pixels[1]} pixels; nothing was run")

@@ -7,6 +7,7 @@ import re
 
 from accel.errors import AccelError
 
+MAX_FRAMES = 10_000_000
 _UNITS = {"": 1, "b": 1} | {p + s: 1000**i for i, p in enumerate("kmgt", 1) for s in ("", "b")}
 _UNITS |= {p + "ib": 1024**i for i, p in enumerate("kmgt", 1)}
 
@@ -40,3 +41,21 @@ def parse_bytes(text: str | None) -> float | None:
     if not 0 < value < math.inf:
         raise AccelError(f'memory "{text}" is not a size; give one such as 12GB, 76GiB or 500MB')
     return value
+
+
+def parse_frames(text: str) -> list[int]:
+    """Numbers of frames from "8" or "8,16,32"."""
+    try:
+        frames = [int(part) for part in text.split(",")]
+    except ValueError:
+        frames = []
+    if not frames or not 1 <= min(frames) <= max(frames) <= MAX_FRAMES:
+        shown = text if len(text) <= 60 else text[:60] + "..."
+        raise AccelError(f'frames "{shown}" is not a list of integers from 1 to {MAX_FRAMES}; give for example 8,16,32')
+    return frames
+
+
+def check_device(name: str) -> None:
+    """AccelError unless a model can be run on a device of this name, present or not."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise AccelError(f'device "{name}" is unknown; give cpu, cuda, cuda:0 or auto')

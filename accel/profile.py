@@ -189,11 +189,13 @@ class Profile:
         path = Path(path)
         if not path.is_file():
             raise AccelError(f"no profile at {path}; make one by probe(model, images).save(path)")
-        with xr.open_dataset(path, engine="h5netcdf") as data:
-            try:
+        try:
+            with xr.open_dataset(path, engine="h5netcdf") as data:
                 return cls(data.load())
-            except AccelError as error:
-                raise AccelError(f"{path}: {error}") from error
+        except AccelError as error:
+            raise AccelError(f"{path}: {error}") from error
+        except (OSError, ValueError, KeyError) as error:
+            raise AccelError(f"{path} is not a profile ({error}); give the profile.nc of an earlier run") from error
 
 
 def probe(

@@ -2,8 +2,8 @@
 
 Random weights say nothing about accuracy, so the plan rests on a trained model: layer l of L takes what was measured in
 the testbed's layer floor((l + 1/2) 6 / L), its errors and the share 6 / L of its sensitivity, and `accel.plan` weighs
-them against the times of this model's layers on this device. Errors are those of the testbed on its bundled scene, then,
-not of the model timed.
+them against the times of this model's layers on this device. Errors are the testbed's on its bundled scene, not those
+of the model timed.
 """
 
 from __future__ import annotations

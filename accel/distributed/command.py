@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from accel.cli import Budget, DeviceName, Out, Tolerance, Weights, guarded, integer
+from accel.console import Budget, DeviceName, Out, Tolerance, Weights, guarded, integer
 from accel.errors import AccelError
 from accel.parse import parse_budget, parse_tolerance
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from accel.cli import load_profile
 from accel.cost import Device
 from accel.distributed.forward import ShardedModel
 from accel.distributed.parts import assemble, clear, complete, part_path, write_arrays, write_text
@@ -24,6 +23,7 @@ from accel.layout import TokenLayout
 from accel.models import VGGT, load_model
 from accel.patch import out_of_memory
 from accel.presets import published_schedule
+from accel.profile import Profile
 from accel.provenance import provenance
 from accel.run import Settings, make_schedule, prediction_arrays
 from accel.schedule import Schedule, exact_schedule
@@ -126,7 +126,7 @@ def _schedule(job: Job, model: VGGT, layout: TokenLayout, device: torch.device) 
     if job.published is not None:
         return published_schedule(job.published, layout, layers)
     if job.profile is not None:
-        profile = load_profile(job.profile)
+        profile = Profile.load(job.profile)
         settings = Settings(weights=job.weights, budget=job.budget, tolerance=job.tolerance)
         return make_schedule(profile, layout, settings, Device.measure(device, config=model.config))
     if job.schedule is None:

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from accel.bench import runner
 from accel.bench.command import bench
-from accel.cli import guarded
+from accel.console import guarded
 
 app = typer.Typer()
 app.command("bench")(guarded(bench))
