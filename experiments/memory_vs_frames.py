@@ -1,4 +1,4 @@
-"""Claims: VGGT-1B takes 1,000 frames of 1,041 tokens in at most 60 GB; the memory model is within 10 % of the program;
+"""Claims: VGGT-1B takes 1,000 frames of 1,041 tokens in at most 60 GB; the memory model is within 10 % of the count;
 the chunked forward equals the plain one to rounding; the testbed's memory grows no faster than its tokens.
 
 `python -m experiments.memory_vs_frames [--counted 8,30,100,300,1000] [--frames 4,...,256] [--out FILE.json]`.
@@ -12,7 +12,7 @@ time in the heads.
 
 Measured: the peak resident memory of fresh processes that run the testbed on the CPU, dense and planned (2 %
 tolerance, from a probe of four frames), less what they hold after loading (Linux). Growth exponents are slopes of log
-bytes against log N between the two largest numbers of frames.
+bytes against log N over the larger half of the numbers of frames; planned ones are of a plan for each number.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Annotated
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 import typer
 
@@ -150,9 +151,10 @@ def measured(frames: list[int], chunk: int) -> list[dict[str, float]]:
 
 
 def exponent(rows: list[dict[str, float]], name: str) -> float:
-    """Slope of log measured bytes against log N between the two largest numbers of frames."""
-    a, b = [row for row in rows if row["name"] == name][-2:]
-    return math.log(b["measured_bytes"] / a["measured_bytes"]) / math.log(b["tokens"] / a["tokens"])
+    """Least-squares slope of log measured bytes against log N, over the larger half of the numbers of frames."""
+    own = [row for row in rows if row["name"] == name]
+    own = own[len(own) // 2 :] if len(own) > 3 else own
+    return float(np.polyfit(*(np.log([row[key] for row in own]) for key in ("tokens", "measured_bytes")), 1)[0])
 
 
 @torch.no_grad()
@@ -165,7 +167,8 @@ def lean_difference() -> float:
         model.frames_per_chunk = chunk
         found.append(model(images))
     pairs = ((found[0][name].double(), found[1][name].double()) for name in found[0])
-    return max(((a - b).norm() / b.norm()).item() for a, b in pairs)
+    found = [((a - b).norm() / b.norm()).item() for a, b in pairs]
+    return max(x if math.isfinite(x) else math.inf for x in found)
 
 
 def draw(large: list[dict], small: list[dict], path: Path) -> None:

@@ -8,6 +8,7 @@ rank counting. A rank's seconds of waiting are those in which it did nothing but
 their being late. More ranks than cores wait for cores too: claims about time are made for as many ranks as fit.
 """
 
+import math
 import multiprocessing
 import os
 import statistics
@@ -82,7 +83,8 @@ def compare(name: str, ranks: list[dict], want: dict[str, torch.Tensor], frames:
     difference = 0.0
     for key, value in want.items():
         got = parts[0]["out"][key] if key == "pose_enc" else torch.cat([part["out"][key] for part in parts], 1)
-        difference = max(difference, ((got - value).abs().max() / value.abs().max()).item())
+        found = ((got - value).abs().max() / value.abs().max()).item()
+        difference = max(difference, found if math.isfinite(found) else math.inf)
     rounds = list(zip(*(part["seconds"] for part in parts), strict=True))
     shares = [w / s for part in parts for w, s in zip(part["waited"], part["seconds"], strict=True)]
     return {

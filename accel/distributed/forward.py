@@ -59,5 +59,5 @@ class ShardedModel:
         with without_autocast(q):
             scale = q.shape[-1] ** -0.5 if scale is None else scale
             out = sharded_attend(policy, q, k, v, self.shard, self.ranks, scale=scale, context=context)
-        self.sent[context.layer] = self.ranks.sent - before
+        self.sent[context.layer] = self.sent.get(context.layer, 0.0) + self.ranks.sent - before
         return out

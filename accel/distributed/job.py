@@ -27,7 +27,10 @@ from accel.profile import Profile
 from accel.provenance import provenance
 from accel.run import Settings, make_schedule, prediction_arrays
 from accel.schedule import Schedule, exact_schedule
-from accel.store import check_folder
+from accel.store import OUTPUTS, check_folder
+
+STALE = set(OUTPUTS) - {"predictions.npz", "schedule.json", "results.json", "profile.nc"}
+"""What an earlier `accel run` left in the folder that would no longer belong to the predictions there; a probe does."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +72,13 @@ def run(job: Job, ranks: Ranks, device: torch.device) -> dict[str, Any] | None:
 def _run(job: Job, ranks: Ranks, device: torch.device) -> dict[str, Any] | None:
     ranks.doing = "the reading of weights and photographs"
     model = load_model(job.weights, device, getattr(torch, job.dtype))
-    model.frames_per_chunk = job.frames_per_chunk
     paths = select_images(job.images, job.frames)
     counts = shares(len(paths), ranks.size)
     first = sum(counts[: ranks.rank])
     own = slice(first, first + counts[ranks.rank])
     images = read_images(paths[own], model.config)
+    check_folder(job.out)
     if ranks.rank == 0:
-        check_folder(job.out)
         clear(job.out)
     job.out.mkdir(parents=True, exist_ok=True)
     _check_same(paths, counts, images.original_size, ranks)
@@ -84,6 +86,7 @@ def _run(job: Job, ranks: Ranks, device: torch.device) -> dict[str, Any] | None:
     ranks.doing = "the choice of the schedule"
     text = _schedule(job, model, layout, device).to_json() if ranks.rank == 0 else ""
     schedule = Schedule.from_json(ranks.from_first(text))
+    model.frames_per_chunk = job.frames_per_chunk or schedule.frames_per_chunk
     sharded = ShardedModel(model, schedule, ranks)
     found, seconds, waited = _forward(sharded, images.tensor.to(device), ranks)
     ranks.doing = "the writing of the parts"
@@ -100,6 +103,8 @@ def _run(job: Job, ranks: Ranks, device: torch.device) -> dict[str, Any] | None:
     write_arrays(job.out / "predictions.npz", assemble(job.out, ranks.size))
     schedule.save(job.out / "schedule.json")
     write_text(job.out / "results.json", json.dumps(results, indent=1) + "\n")
+    for name in STALE:
+        (job.out / name).unlink(missing_ok=True)
     clear(job.out)
     return results
 
@@ -128,7 +133,8 @@ def _schedule(job: Job, model: VGGT, layout: TokenLayout, device: torch.device) 
     if job.profile is not None:
         profile = Profile.load(job.profile)
         settings = Settings(weights=job.weights, budget=job.budget, tolerance=job.tolerance)
-        return make_schedule(profile, layout, settings, Device.measure(device, config=model.config))
+        machine = Device.measure(device, config=model.config, dtype=getattr(torch, job.dtype))
+        return make_schedule(profile, layout, settings, machine)
     if job.schedule is None:
         return exact_schedule(layout, layers)
     schedule = Schedule.load(job.schedule)

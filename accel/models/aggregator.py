@@ -64,7 +64,7 @@ class Aggregator(nn.Module):
         )
         kept = {}
         for layer, (frame_block, global_block) in enumerate(zip(self.frame_blocks, self.global_blocks, strict=True)):
-            x = frame_block(x.reshape(B * S, P, -1), rope, chunk)
+            x = frame_block(x.reshape(B * S, P, -1), rope, chunk, apart=True)
             frame = x if layer in self.config.kept_layers else None
             x = global_block(x.reshape(B, S * P, -1), rope, chunk)
             if frame is not None:

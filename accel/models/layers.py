@@ -132,16 +132,24 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.ls2 = LayerScale(dim, layer_scale)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None, chunk: int | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None = None,
+        chunk: int | None = None,
+        *,
+        apart: bool = False,
+    ) -> Tensor:
         """x (B, n, C) -> (B, n, C), about `chunk` tokens at a time (None: all), a multiple of the rope's tokens.
 
-        Where a sequence is longer than that, its attention is one call and everything else goes in chunks.
+        apart: sequences may go one after another, as frames do. Otherwise the attention is one call for all of them,
+        and everything else goes in chunks along n.
         """
         B, n = x.shape[:2]
         if chunk is None or B * n <= chunk:
             return self.whole(x, rope)
-        if n <= chunk:
-            return in_chunks(lambda part: self.whole(part, rope), (x,), chunk // n, dim=0)
+        if apart:
+            return in_chunks(lambda part: self.whole(part, rope), (x,), max(1, chunk // n), dim=0)
         attended = self.attn(in_chunks(self.norm1, (x,), chunk, dim=1), rope, chunk)
         return in_chunks(self.after_attention, (x, attended), chunk, dim=1)
 

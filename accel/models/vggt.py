@@ -14,6 +14,11 @@ TOKENS_PER_CHUNK = 8192
 """Tokens that the frame-wise parts of a forward take at once by default: enough to keep a GPU busy."""
 
 
+def default_chunk(layout: TokenLayout) -> int:
+    """The frames that are processed at once when nothing is said: those of about 8,192 tokens."""
+    return max(1, TOKENS_PER_CHUNK // layout.tokens_per_frame)
+
+
 class VGGT(nn.Module):
     """Visual Geometry Grounded Transformer (Wang et al., CVPR 2025), without the track head.
 
@@ -39,8 +44,12 @@ class VGGT(nn.Module):
         return TokenLayout(frames, self.config.special_tokens, height // size, width // size)
 
     def chunk(self, layout: TokenLayout) -> int:
-        """The frames that are processed at once."""
-        return self.frames_per_chunk or max(1, TOKENS_PER_CHUNK // layout.tokens_per_frame)
+        """The frames that are processed at once. AccelError where `frames_per_chunk` is no positive integer."""
+        if self.frames_per_chunk is None:
+            return default_chunk(layout)
+        if type(self.frames_per_chunk) is not int or self.frames_per_chunk < 1:
+            raise AccelError(f"frames_per_chunk={self.frames_per_chunk!r} must be an integer of at least 1, or None")
+        return self.frames_per_chunk
 
     def check_images(self, images: Tensor) -> None:
         """Raise AccelError unless images are (B, S, 3, H, W) with sides that are multiples of the patch size."""

@@ -3,6 +3,7 @@
 import json
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from accel.errors import AccelError
 from accel.models import TESTBED, VGGT, VGGT_1B, VGGTConfig, random_model
 from accel.models.config import PARITY_SMALL
 from accel.models.pose import decode_pose, encode_pose, matrix_to_quaternion, quaternion_to_matrix
+from accel.patch import patch
+from accel.policies import Merge
 from tests import tolerances
 
 PARITY = Path(__file__).parent.parent / "data" / "vggt_parity"
@@ -143,3 +146,27 @@ def test_pose_encoding_round_trip():
     decoded, intrinsics = decode_pose(encode_pose(extrinsics, fov, fov), 48, 64)
     torch.testing.assert_close(decoded, extrinsics, **tolerances.ROUNDING_F64)
     assert intrinsics[0, 0, 0].item() == pytest.approx(32 / np.tan(0.45))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 4, 5])
+def test_a_global_layer_is_one_attention_call_whatever_the_chunk(chunk):
+    model = random_model(TESTBED, torch.Generator().manual_seed(1))
+    images = torch.rand(2, 4, 3, 64, 48, generator=torch.Generator().manual_seed(2))
+    schedule = SimpleNamespace(layout=model.layout(images), policies=(Merge(0.35, reuse=5),) * TESTBED.depth)
+    with torch.no_grad():
+        with patch(model, schedule):
+            whole = model(images)
+        model.frames_per_chunk = chunk
+        with patch(model, schedule) as applied:
+            chunked = model(images)
+    assert applied.calls == [1] * TESTBED.depth
+    for name in whole:
+        torch.testing.assert_close(whole[name], chunked[name], **tolerances.SAME_ARITHMETIC)
+
+
+@pytest.mark.parametrize("chunk", [0, -1, 2.5, "3", True])
+def test_a_bad_chunk_is_refused(chunk):
+    model = random_model(TESTBED, torch.Generator().manual_seed(1))
+    model.frames_per_chunk = chunk
+    with pytest.raises(AccelError, match="frames_per_chunk"), torch.no_grad():
+        model(torch.rand(1, 2, 3, 64, 48))

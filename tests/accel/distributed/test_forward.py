@@ -103,3 +103,26 @@ def wrong_frames_on_a_rank():
 
 def test_wrong_frames_and_models_are_refused():
     run(2, wrong_frames_on_a_rank)
+
+
+def two_scenes_on_a_rank():
+    ranks = Ranks()
+    model = load_model("testbed")
+    model.frames_per_chunk = 2
+    scenes = torch.rand(2, 3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(5))
+    sharded = ShardedModel(model, exact_schedule(model.layout(scenes), DEPTH), ranks)
+    first, count = sharded.shard.first, sharded.shard.local.frames
+    out = sharded(scenes[:, first : first + count])
+    with torch.no_grad():
+        whole = model(scenes)
+    return {name: (out[name], x if name == "pose_enc" else x[:, first : first + count]) for name, x in whole.items()}, (
+        sum(sharded.sent.values()),
+        ranks.sent,
+    )
+
+
+def test_several_scenes_of_uneven_shares_in_chunks():
+    for pairs, (by_layer, total) in run(2, two_scenes_on_a_rank):
+        assert by_layer == total > 0
+        for got, want in pairs.values():
+            torch.testing.assert_close(got, want, **tolerances.SAME_ARITHMETIC)
