@@ -16,7 +16,8 @@ at hand, so that its four held-out rows test less than the others):
    of them. Baselines that their source calls un-optimised calibrate nothing.
 3. What the GPUs share (bytes and launch time of a block, efficiency of the heads) comes from those rows of the VGGT
    README (the trunk alone) and of PaceVGGT (with heads), both on the H100.
-4. The number is the median of |predicted / published - 1| over all other rows, outliers included.
+4. The number is the median of |predicted / published - 1| over all other rows, outliers included. A calibration row's
+   cell that its source prints once more (FlashVGGT, 1,000 dense frames) is neither: a later correction.
 """
 
 from __future__ import annotations
@@ -158,7 +159,8 @@ def median_error(pairs: Iterable[tuple[float, float]]) -> float:
 
 
 def leave_one_source_out(rows: Sequence[Row], known: Table) -> list[tuple[Row, float]]:
-    """Each source's rows by the attention rate of all dense rows of the other sources on that device."""
+    """Each source's rows by the attention rate of all dense rows of the other sources on that device; what GPUs share
+    stays as fitted, on two of the sources."""
     found = []
     usable = [row for row in timed(rows) if row.dense and row.effort != "un-optimised baseline"]
     for device, source in dict.fromkeys((row.device, row.source) for row in timed(rows)):
