@@ -33,10 +33,11 @@ def calibrate(
     """Measure what the cost model needs to know of a device: some seconds, less than a minute."""
     if sizes not in SIZES:
         raise AccelError(f'sizes="{sizes}" is unknown; use one of {", ".join(SIZES)}')
+    if out is not None:  # what cannot be written is said before anything is measured
+        _writable(out)
     record = measure(device, sizes)
     text = json.dumps(record, indent=1) + "\n"
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text)
     if as_json:
         typer.echo(text, nl=False)
@@ -78,6 +79,19 @@ def measure(device: str, sizes: str = "vggt-1b") -> dict[str, Any]:
         "notes": notes,
         "provenance": provenance(device=where, dtype=dtype) | {"threads": torch.get_num_threads()},
     }
+
+
+def _writable(path: Path) -> None:
+    """Make the folder of a file; AccelError where the file cannot be written. A file that is there stays as it is."""
+    new = not path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a"):
+            pass
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise AccelError(f"out={path} cannot be written ({error.strerror}); give the path of a file") from error
 
 
 def comparison(record: dict[str, Any]) -> Any:

@@ -15,10 +15,12 @@ small calls, which at a few hundred tokens outweigh what they save.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from math import ceil
+from numbers import Real
 from typing import Any
 
 import torch
@@ -40,7 +42,8 @@ class Device:
     """Rates of a device: operations per second of a block without its attention, of the attention kernel, and of the
     dense heads' convolutions; bytes per second of plain copies; bytes per element of the activations; seconds that a
     layer's policy other than exact takes beyond its operations; seconds to launch the kernels of one transformer block;
-    whether kernels are queued, so that launching overlaps with running (CUDA)."""
+    whether kernels are queued, so that launching overlaps with running (CUDA). AccelError: a value of another type or
+    out of range."""
 
     name: str
     linear: float
@@ -55,8 +58,13 @@ class Device:
     def __post_init__(self) -> None:
         for name in (*RATES, "itemsize", "overhead", "launch"):
             value, may_be_zero = getattr(self, name), name in ("overhead", "launch")
-            if not (math.isfinite(value) and (value > 0 or (may_be_zero and value == 0))):
-                raise AccelError(f"Device.{name}={value} must be positive and finite; use Device.measure()")
+            number = isinstance(value, Real) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
+            if not number or (value == 0 and not may_be_zero):
+                raise AccelError(f"Device.{name}={value!r} must be a positive finite number; use Device.measure()")
+        for name, kind in (("name", str), ("itemsize", int), ("queued", bool)):
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise AccelError(f"Device.{name}={value!r} must be of type {kind.__name__}; use Device.measure()")
 
     def seconds(self, cost: Cost, kind: str = "linear", *, start: float = 0.0) -> float:
         """Time of one part; kind is "linear", "attention" or "convolution", start the seconds to launch its kernels."""

@@ -13,6 +13,7 @@ kernel is each GPU's own. `data/devices.json` holds these numbers, and for each 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from accel.cost import Device
 from accel.errors import AccelError
 
 TABLE = Path(__file__).parent / "data" / "devices.json"
+_SAME_HARDWARE = re.compile(r"NVIDIA|TESLA|GEFORCE|RTX|SXM\d?|HBM\d?E?")
 
 
 @dataclass(frozen=True)
@@ -96,23 +98,40 @@ def device_named(name: str, *, channels: int = 1024) -> Device:
 
 
 def table_entry(cuda_name: str) -> GPU | None:
-    """The entry for a name such as "NVIDIA H100 80GB HBM3", None where there is none."""
+    """The entry for a name such as "NVIDIA H100 80GB HBM3", None where there is none.
+
+    Every word of the name must be known, since another one (PCIe, NVL, Laptop, D, a MIG slice) says other hardware, and
+    a memory in the name must be the entry's.
+    """
     _, gpus = load_table()
-    words = cuda_name.upper().replace("-", " ").split()
+    words = [word for word in re.split(r"[\s-]+", cuda_name.upper()) if not _SAME_HARDWARE.fullmatch(word)]
     for key, gpu in gpus.items():
-        if key.upper().split()[-1] in words:
+        sizes = {f"{gpu.memory / 1e9:.0f}GB"}
+        if words[:1] == [key.upper().split()[-1]] and set(words[1:]) <= sizes:
             return gpu
     return None
 
 
-def load_device(path: Path) -> Device:
-    """The device that `accel calibrate --out` wrote; AccelError for a file that is none."""
+def load_device(path: Path, *, sizes: str | None = None) -> Device:
+    """The device that `accel calibrate --out` wrote; sizes: of whose layers its rates must be (None: of any).
+
+    AccelError for a file that is none, or of other sizes.
+    """
     try:
         data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AccelError(f"{path} is no file of a device ({error}); write one with `accel calibrate --out`") from error
-    if isinstance(data, dict) and isinstance(data.get("device"), dict):
-        data = data["device"]
     if not isinstance(data, dict):
         raise AccelError(f"{path} holds no device; write one with `accel calibrate --out`")
-    return Device.from_dict(data)
+    if sizes is not None and data.get("sizes") != sizes:
+        found = f"layers of {data['sizes']!r}" if "sizes" in data else "layers that it does not name"
+        raise AccelError(
+            f"{path} has rates of {found}, not of {sizes!r}; write one with `accel calibrate --sizes {sizes} --out`"
+        )
+    try:
+        found = data.get("device", data)
+        if not isinstance(found, dict):
+            raise AccelError(f"device={found!r} is no device")
+        return Device.from_dict(found)
+    except AccelError as error:
+        raise AccelError(f"{path}: {error}; write one with `accel calibrate --out`") from error

@@ -26,25 +26,32 @@ def estimate(
 
     model: "vggt", "pi3" or "vggt-omega" (`accel.backbones`); size: height and width of the photographs, pixels; device:
     an `accel.cost.Device`. A setting is "dense", "floor" (frame attention in every global layer), or a published one
-    (`accel.presets`). Rows have model, frames, tokens, setting, seconds (by part, and "total") and memory in bytes, of
-    accel's own forward; None for the models that accel does not run itself. AccelError: unknown names or sizes.
+    (`accel.presets`). Rows have model, frames, tokens, setting, exact, seconds (by part, and "total") and memory in
+    bytes. exact: whether the setting leaves nothing out at so many frames. VGGT is accel's own forward, with the
+    launches of its default chunks of frames; the others, which accel does not run itself, take all frames at once and
+    have None for memory. AccelError: unknown names or sizes.
     """
     from accel.backbones import backbone
     from accel.cost import predict_seconds
-    from accel.memory import peak_memory
+    from accel.memory import default_chunk, peak_memory
     from accel.models import VGGT_1B
     from accel.policies import Exact, Frame
-    from accel.presets import published_schedule
+    from accel.presets import PUBLISHED, published_schedule
 
+    unknown = [name for name in settings if name not in (*SETTINGS, *PUBLISHED)]
+    if unknown:
+        raise AccelError(f"{unknown[0]!r} is no setting; use one of {[*SETTINGS, *PUBLISHED]}")
     net, rows = backbone(model), []
     for count in frames:
         layout = net.layout(count, *size)
+        own = model == "vggt"
+        chunk = min(count, default_chunk(layout)) if own else None
+        all_of_it = Exact().cost(layout, net.head_dim, net.num_heads)
         for setting in settings:
             if setting in SETTINGS:
                 policies = ((Exact() if setting == "dense" else Frame()),) * net.global_blocks
             else:
                 policies = published_schedule(setting, layout, net.global_blocks).policies
-            own = model == "vggt"
             memory = peak_memory(VGGT_1B, layout, policies, itemsize=device.itemsize).peak if own else None
             rows.append(
                 {
@@ -52,7 +59,8 @@ def estimate(
                     "frames": count,
                     "tokens": layout.tokens,
                     "setting": setting,
-                    "seconds": predict_seconds(net, layout, device, policies),
+                    "exact": all(p.cost(layout, net.head_dim, net.num_heads) == all_of_it for p in set(policies)),
+                    "seconds": predict_seconds(net, layout, device, policies, frames_per_chunk=chunk),
                     "memory": memory,
                 }
             )
@@ -84,7 +92,7 @@ def command(
 
     counts, pixels = parse_frames(frames), parse_size(size)
     calibrated = Path(gpu).suffix == ".json"
-    device = load_device(Path(gpu)) if calibrated else device_named(gpu)
+    device = load_device(Path(gpu), sizes="vggt-1b") if calibrated else device_named(gpu)
     free = None if calibrated else gpu_named(gpu).memory
     rows = estimate(model, counts, pixels, device, [name.strip() for name in settings.split(",")])
     if as_json:
@@ -99,7 +107,7 @@ def command(
             (
                 str(row["frames"]),
                 str(row["tokens"]),
-                row["setting"],
+                row["setting"] + (" (exact here)" if row["exact"] and row["setting"] != "dense" else ""),
                 f"{total:.3g}",
                 f"{dense / total:.2f}",
                 "-" if memory is None else f"{memory / 1e9:.1f}{fits}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -31,21 +31,34 @@ _OWN = [CLASSES.index(name) for name in ("self", "own_special", "own_patch")]
 
 
 class Predictor(Protocol):
-    """What `plan` asks of a predictor."""
+    """What `plan` asks of a predictor.
+
+    carries: whether it knows the error of a temporal stride that was not probed. `plan` then offers longer strides by
+    itself, to other predictors (or without this attribute) what was probed alone.
+    """
 
     name: str
+    carries: ClassVar[bool]
 
     def __call__(self, profile: Profile, layout: TokenLayout, policies: Sequence[Policy]) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
 class ConstantPredictor:
-    """Nothing changes with the number of frames: the error measured at the probe. The baseline."""
+    """Nothing changes with the number of frames: the error measured at the probe. The baseline.
+
+    AccelError for a policy that was not probed as it is, such as a longer temporal stride.
+    """
 
     name: str = "constant"
+    carries: ClassVar[bool] = False
 
     def __call__(self, profile: Profile, layout: TokenLayout, policies: Sequence[Policy]) -> np.ndarray:
         profile.check(layout)
+        for policy in policies:
+            was = probed(policy, profile.measured)
+            if was != policy:
+                raise AccelError(f"{policy} was probed as {was} only; probe with it, or use the theory predictor")
         return profile.option_error(policies)
 
 
@@ -56,6 +69,7 @@ class OraclePredictor:
     model: nn.Module
     images: Tensor
     name: str = "oracle"
+    carries: ClassVar[bool] = True
 
     def __call__(self, profile: Profile | None, layout: TokenLayout, policies: Sequence[Policy]) -> np.ndarray:
         if layout != self.model.layout(self.images):
@@ -79,6 +93,7 @@ class TheoryPredictor:
     """
 
     calibrated: bool = True
+    carries: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

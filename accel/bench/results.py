@@ -54,17 +54,17 @@ def _find(rows: Sequence[dict], like: dict, run: str, reference: str) -> dict | 
 
 
 def _link(row: dict[str, Any], rows: Sequence[dict]) -> None:
-    """Replace the ratio over a case's own reference by that over dense: its time over the reference's here, times the
-    reference's over dense where both were measured. Without such a case there is no ratio."""
+    """Replace the ratio over a case's own reference by that over dense: reference over it here, times dense over the
+    reference where both were measured. Without such a case there is no ratio."""
     link = row["reference"]
-    there, dense = (_find(rows, row, run, DENSE) for run in (link, DENSE))
+    there = _find(rows, row, link, DENSE)
     over_link, row["speedup"] = row.get("speedup"), None
     quartiles, row["speedup_quartiles"], row["speedup_basis"] = row.get("speedup_quartiles"), None, None
-    if over_link is None or there is None or dense is None:
+    if over_link is None or there is None or there["speedup"] is None:
         return
-    factor = dense["seconds"] / there["seconds"]
+    factor = there["speedup"]
     row["speedup"] = factor * over_link
-    row["speedup_quartiles"] = [factor * x for x in quartiles]
+    row["speedup_quartiles"] = None if quartiles is None else [factor * x for x in quartiles]
     row["speedup_basis"] = LINKED.format(link)
 
 

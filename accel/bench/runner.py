@@ -15,7 +15,7 @@ from rich.console import Console
 from accel.bench.cases import SUITES, Case, profile_cases
 from accel.bench.machine import Machine, first_line
 from accel.bench.results import assemble, save
-from accel.bench.store import Store
+from accel.bench.store import Store, check_results
 from accel.bench.suites import prepare, run_case
 from accel.bench.timing import FAILED, NO_MEMORY, OK, SKIPPED
 from accel.bench.workspace import Workspace
@@ -51,16 +51,19 @@ def bench(
     out/bench.png are written from all cases of this code and machine. Returns what results.json holds. machine replaces
     the device, options what plans choose from.
 
-    AccelError: unknown profile, suite or device, a limit that is not positive, a folder that cannot be written.
+    AccelError: unknown profile, suite or device, a limit that is not positive, a folder that cannot be written, or
+    whose results.json is not a benchmark's.
     """
     if not (math.isfinite(limit) and limit > 0):
         raise AccelError(f"limit={limit} must be a positive number of seconds, such as {LIMIT:.0f}")
-    cases = _chosen(profile_cases(profile, scale), only)
+    whole = profile_cases(profile, scale)
+    cases = _chosen(whole, only)
     out = Path(out)
     check_folder(out)
+    check_results(out)
     machine = Machine(choose_device(device)) if machine is None else machine
-    out.mkdir(parents=True, exist_ok=True)
     store, space = Store(out), Workspace(out, machine, options=options)
+    store.begin()
     keys = {case: space.fingerprint(case.to_dict()) for case in cases}
     known = {record["fingerprint"]: record for record in store.records()}
     begin = machine.clock()
@@ -88,6 +91,8 @@ def bench(
         valid = [x for key, x in records.items() if key == space.fingerprint(x["case"])]
         results = {"profile": profile, "scale": scale, "code": space.code, "machine": machine.description()}
         results |= {"ignored": len(records) - len(valid), "left": [case.name for case in waiting]}
+        measured = {Case.from_dict(record["case"]) for record in valid}
+        results["not_asked"] = [case.name for case in whole if case not in measured and case not in cases]
         results |= assemble(valid)
         save(results, out)
     return results

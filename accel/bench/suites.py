@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ from accel.errors import AccelError
 from accel.memory import peak_memory
 from accel.outputs import output_difference
 from accel.patch import patch, record
-from accel.policies import BlockSparse, Context, Exact
+from accel.policies import BlockSparse, Context, Exact, Policy
 from accel.schedule import Schedule
 from accel.spectra import attention_spectrum
 from accel.statistics import option_errors
@@ -173,7 +173,6 @@ def _model_trials(case: Case, ready: Prepared, space: Workspace) -> list[Trial]:
     schedules = {name: SimpleNamespace(layout=layout, policies=ready.settings[name].policies) for name in ready.seconds}
     errors, why = _attention_errors(case, schedules, space)
     reference: dict[str, Tensor] = {}
-    itemsize = getattr(torch, case.dtype).itemsize
 
     def forward(name: str) -> dict[str, Tensor]:
         if name == DENSE:
@@ -192,7 +191,7 @@ def _model_trials(case: Case, ready: Prepared, space: Workspace) -> list[Trial]:
                 "policies": [policy.to_dict() for policy in policies],
                 "keys_per_query": sum(policy.keys_per_query(layout) for policy in policies) / len(policies),
                 "flops": model_cost(case.config, layout, policies).total.flops,
-                "predicted_bytes": peak_memory(case.config, layout, policies, itemsize=itemsize).peak,
+                "predicted_bytes": predicted_bytes(case, policies, space.machine.device),
                 "error": None,
                 "error_basis": why,
             }
@@ -211,6 +210,12 @@ def _model_trials(case: Case, ready: Prepared, space: Workspace) -> list[Trial]:
 
     model(images[:, :1])  # kernels are chosen and loaded before the first time is taken
     return [Trial(name, lambda name=name: forward(name), inspect(name)) for name in ready.seconds]
+
+
+def predicted_bytes(case: Case, policies: Sequence[Policy], device: torch.device) -> float:
+    """Peak memory of a forward as `PeakMemory` counts it: on a CPU without weights and images, which were there."""
+    memory = peak_memory(case.config, case.layout, policies, itemsize=getattr(torch, case.dtype).itemsize)
+    return memory.peak if device.type == "cuda" else memory.peak - memory.weights - memory.images
 
 
 def _attention_errors(

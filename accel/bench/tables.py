@@ -84,6 +84,8 @@ def _number(value: float | None) -> str:
 def _with_spread(value: float | None, quartiles: list[float] | None) -> str:
     if value is None:
         return ""
+    if quartiles is None:
+        return f"{value:.3g} once"
     return f"{value:.3g} [{quartiles[0]:.3g}, {quartiles[1]:.3g}]"
 
 
@@ -93,7 +95,8 @@ def footnotes(results: dict[str, Any]) -> list[str]:
     notes = [
         f"{machine['device_name']}, {machine['threads']} threads, torch {machine['torch']}, revision "
         f"{machine['git_revision']}, {machine['date']}. Medians over rounds; each round runs every candidate once; "
-        "spread: quartiles of the seconds, brackets: quartiles of the ratios within rounds."
+        "spread: quartiles of the seconds; ratios and brackets: median and quartiles of the ratios within rounds; "
+        "once: one round, no spread."
     ]
     notes += [f"{letter}: {text}." for text, letter in _letters(results).items()]
     suites = {row["suite"] for row in rows}
@@ -107,6 +110,11 @@ def footnotes(results: dict[str, Any]) -> list[str]:
             "model: error is the difference of the outputs, on the trained testbed. Random weights have none: their "
             "times are honest, their sparsity is not, so that block densities, merge ratios and plans rest on what the "
             "testbed needed, as the basis says."
+        )
+    if any(row["run"] == "spark3r" and row["status"] == OK for row in rows):
+        notes.append(
+            "spark3r: without the paper's probe, which takes three times the temporal stride in insensitive layers: it "
+            "computes more attention than the published method."
         )
     if "spectra" in suites:
         notes.append("spectra: times and ratios beside one attention forward of the head; error is the declared one.")
@@ -127,6 +135,8 @@ def footnotes(results: dict[str, Any]) -> list[str]:
         notes.append(f"{results['ignored']} earlier cases of other code, another machine or torch are not shown.")
     if results["left"]:
         notes.append(f"left: {len(results['left'])} cases; the same command continues. Next: {results['left'][0]}.")
+    if results["not_asked"]:
+        notes.append(f"not asked for by --only, and not measured: {len(results['not_asked'])} cases of the profile.")
     return notes
 
 
@@ -144,5 +154,6 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
         "cases": len(states),
         "statuses": {state: states.count(state) for state in sorted(set(states))},
         "left": results["left"],
+        "not_asked": results["not_asked"],
         "ratios": ratios,
     }

@@ -104,8 +104,8 @@ def _attempt(trial: Trial, machine: Machine, turn: int | None) -> None:
 
 
 def summary(trial: Trial, reference: Trial | None) -> dict[str, Any]:
-    """Median and quartiles of the seconds, and of reference over trial: the ratio of the medians, with the quartiles of
-    the ratios within rounds (a reference that ran once is that of every round)."""
+    """Median and quartiles of the seconds, and of the ratios reference over trial within rounds (a reference that ran
+    once is that of every round); of one round there are no quartiles."""
     if trial.status != OK or not trial.seconds:
         return {"seconds": None, "seconds_quartiles": None, "speedup": None, "speedup_quartiles": None, "rounds": 0}
     values = [x for _, x in trial.seconds]
@@ -120,10 +120,9 @@ def summary(trial: Trial, reference: Trial | None) -> dict[str, Any]:
         there = dict(reference.seconds)
         only = reference.seconds[0][1] if len(there) == 1 else None
         ratios = [there.get(turn, only) / x for turn, x in trial.seconds if turn in there or only is not None]
-        median = float(np.median(list(there.values())))
-        found |= {"speedup": median / found["seconds"], "speedup_quartiles": _quartiles(ratios)}
+        found |= {"speedup": float(np.median(ratios)), "speedup_quartiles": _quartiles(ratios)}
     return found
 
 
-def _quartiles(values: Sequence[float]) -> list[float]:
-    return [float(x) for x in np.quantile(values, (0.25, 0.75))]
+def _quartiles(values: Sequence[float]) -> list[float] | None:
+    return None if len(values) < 2 else [float(x) for x in np.quantile(values, (0.25, 0.75))]

@@ -29,16 +29,20 @@ from accel.profile import Profile
 TRAINED = ("testbed",)
 SETUP = {"rates": 5.0, "profile": 20.0, "vggt-1b": 40.0, "vggt-reduced": 1.0}
 """Seconds allowed for measuring rates, probing the testbed, and drawing the weights of a model on one CPU core."""
+_DATA = ("*.json", "testbed.safetensors", "scene/**/*")
 _PRESENTATION = ("cli.py", "command.py", "figures.py", "report.py", "tables.py", "results.py")
 
 
 def code_version() -> str:
-    """A hash of the sources that a number may depend on."""
+    """A hash of the sources that a number may depend on, and of the data: measured sparsity, weights, scene."""
     digest = hashlib.blake2b(digest_size=8)
     for package in (accel, meanfield):
-        for path in sorted(Path(package.__file__).parent.rglob("*.py")):
-            if path.name not in _PRESENTATION:
-                digest.update(path.name.encode() + path.read_bytes())
+        root = Path(package.__file__).parent
+        paths = [path for path in root.rglob("*.py") if path.name not in _PRESENTATION]
+        for pattern in _DATA:
+            paths += [path for path in (root / "data").glob(pattern) if path.is_file()]
+        for path in sorted(paths):
+            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 
 

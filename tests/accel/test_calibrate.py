@@ -29,7 +29,10 @@ def test_the_file_holds_a_device_that_can_be_read(app, tmp_path):
     device = load_device(path)
     assert device.name.startswith("cpu") and device.itemsize == 4 and not device.queued
     assert "linear" in result.output and "no entry for this device" in result.output
-    assert json.loads(path.read_text())["provenance"]["versions"]
+    record = json.loads(path.read_text())
+    assert record["provenance"]["versions"] and record["sizes"] == "testbed"
+    with pytest.raises(AccelError, match="'testbed', not of 'vggt-1b'"):
+        load_device(path, sizes="vggt-1b")
 
 
 def test_the_comparison_is_measured_over_table():
@@ -55,6 +58,30 @@ def test_bad_input_is_refused():
         calibrate(sizes="huge")
     with pytest.raises(AccelError, match="tpu"):
         calibrate(device="tpu")
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_measuring(tmp_path, monkeypatch):
+    measured = []
+    monkeypatch.setattr(module, "measure", lambda *args: measured.append(args))
+    file = tmp_path / "file"
+    file.write_text("kept")
+    for out in (tmp_path, file / "below" / "device.json"):
+        with pytest.raises(AccelError, match="cannot be written"):
+            calibrate(device="cpu", sizes="testbed", out=out)
+    assert not measured and file.read_text() == "kept"
+
+
+def test_an_interrupted_measurement_leaves_no_file_and_keeps_the_old_one(tmp_path, monkeypatch):
+    def interrupted(device, sizes):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "measure", interrupted)
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text("kept")
+    for out in (old, new):
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(device="cpu", sizes="testbed", out=out)
+    assert old.read_text() == "kept" and not new.exists()
 
 
 def test_json_on_stdout_is_the_file(app, monkeypatch):

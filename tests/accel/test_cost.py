@@ -9,6 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from accel import cost as cost_module
 from accel.cost import Device, model_cost, predict_seconds
 from accel.errors import AccelError
 from accel.layout import TokenLayout
@@ -118,6 +119,38 @@ def test_calibration_is_quick_and_draws_nothing():
     assert min(found.linear, found.attention, found.convolution, found.bandwidth) > 1e8 and found.itemsize == 4
     assert 0 < found.launch < 0.1 and 0 < found.overhead < 1 and not found.queued
     assert Device.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_each_rate_is_its_work_over_its_seconds(monkeypatch):
+    """Known seconds in the place of the clock, in the order in which the kernels are timed."""
+    seconds = iter([0.5, 0.25, 4.0, 0.75, 0.125, 0.0625])  # copy, attention, block, block on 8 tokens, heads, policy
+    monkeypatch.setattr(cost_module, "_time", lambda call, device: [call(), next(seconds)][1])
+    found = Device.measure("cpu", config=TESTBED, tokens=512)
+    C, features, side = TESTBED.embed_dim, TESTBED.dpt_features, max(16, TESTBED.image_size // 16)
+    each = (4.0 - 0.25 - 0.75) / (512 - 8)
+    assert TESTBED.mlp_ratio == 4 and found.linear == pytest.approx(24 * C**2 / each)  # q, k, v, projection, 2 x 4 C^2
+    assert found.bandwidth == pytest.approx(3 * 2**22 * 4 / 0.5)  # two arrays read, one written, 4 bytes each
+    assert found.attention == pytest.approx(2 * 2 * 512**2 * C / 0.25)
+    assert found.convolution == pytest.approx(2 * 2 * 9 * features**2 * (side**2 + (2 * side) ** 2) / 0.125)
+    assert found.overhead == 0.0625
+    assert found.launch == pytest.approx(0.75 - 8 * each - 12 * C**2 * 4 / found.bandwidth)
+    assert next(seconds, None) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("linear", value) for value in ("abc", None, True, [1.0], float("inf"), 10**400)),
+        *(("itemsize", value) for value in (2.5, True, "2")),
+        *(("queued", value) for value in ("no", 1, None)),
+        *(("name", value) for value in (None, 3)),
+        ("overhead", -1.0),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_refused(field, value):
+    data = json.loads(json.dumps(DEVICE.to_dict())) | {field: value}
+    with pytest.raises(AccelError, match=rf"Device\.{field}="):
+        Device.from_dict(data)
 
 
 def test_a_bad_device_is_refused():

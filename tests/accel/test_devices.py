@@ -35,9 +35,28 @@ def test_names():
     assert table_entry("NVIDIA A100-SXM4-80GB").name == "A100"
     assert table_entry("NVIDIA GeForce RTX 4090").name == "RTX 4090"
     assert table_entry("Tesla V100-SXM2-32GB").name == "V100"
-    assert table_entry("NVIDIA GeForce GTX 1080") is None
+    assert table_entry("NVIDIA H200").name == "H200" and table_entry("NVIDIA A800-SXM4-80GB").name == "A800"
     with pytest.raises(AccelError, match="'B200' is no GPU of the table"):
         device_named("B200")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA GeForce GTX 1080",
+        "NVIDIA H100 PCIe",
+        "NVIDIA H100 NVL",
+        "NVIDIA A100-SXM4-40GB",
+        "NVIDIA A100-PCIE-40GB",
+        "NVIDIA A100 80GB PCIe",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+        "Tesla V100-SXM2-16GB",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+    ],
+)
+def test_other_hardware_of_a_similar_name_has_no_entry(name):
+    assert table_entry(name) is None
 
 
 def test_a_thousand_frames_on_an_h100_take_minutes_and_one_frame_its_launches():
@@ -54,12 +73,22 @@ def test_a_calibration_file_is_read(tmp_path):
     for data in (device.to_dict(), {"device": device.to_dict(), "notes": []}):
         path.write_text(json.dumps(data))
         assert load_device(path) == device
-    for text in ("[1]", "{", '{"name": "x"}'):
+    damaged = [json.dumps({"device": device.to_dict() | {"linear": value}}) for value in ("abc", None)]
+    for text in ("[1]", "{", '{"name": "x"}', '{"device": null}', '{"device": 3}', *damaged):
         path.write_text(text)
-        with pytest.raises(AccelError):
+        with pytest.raises(AccelError, match=r"mine\.json"):
             load_device(path)
     with pytest.raises(AccelError, match="no file of a device"):
         load_device(tmp_path / "none.json")
+
+
+def test_rates_of_other_sizes_are_refused_where_sizes_are_asked_for(tmp_path):
+    device, path = Device("mine", 1.0, 2.0, 3.0, 4.0), tmp_path / "mine.json"
+    for sizes, found in ((None, "does not name"), ("testbed", "layers of 'testbed', not of 'vggt-1b'")):
+        path.write_text(json.dumps({"device": device.to_dict()} | ({"sizes": sizes} if sizes else {})))
+        assert load_device(path) == load_device(path, sizes=sizes) == device
+        with pytest.raises(AccelError, match=found):
+            load_device(path, sizes="vggt-1b")
 
 
 def test_a_gpu_without_tf32_has_its_own_rate_of_convolutions():

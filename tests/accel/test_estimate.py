@@ -11,9 +11,9 @@ from accel.cost import predict_seconds
 from accel.devices import device_named
 from accel.errors import AccelError
 from accel.estimate import estimate, parse_size
-from accel.memory import peak_memory
+from accel.memory import default_chunk, peak_memory
 from accel.models import VGGT_1B
-from accel.policies import Frame
+from accel.policies import Frame, Merge
 
 DEVICE = device_named("H100")
 
@@ -28,9 +28,37 @@ def test_rows_are_those_of_the_cost_and_the_memory_model():
     ]
     layout = backbone("vggt").layout(300, 392, 518)
     assert rows[2]["tokens"] == layout.tokens == 300 * 1041
-    assert rows[3]["seconds"] == predict_seconds("vggt", layout, DEVICE, (Frame(),) * 24)
+    assert rows[3]["seconds"] == predict_seconds(
+        "vggt", layout, DEVICE, (Frame(),) * 24, frames_per_chunk=default_chunk(layout)
+    )
     assert rows[2]["memory"] == peak_memory(VGGT_1B, layout, itemsize=DEVICE.itemsize).peak
     assert rows[2]["seconds"]["total"] > rows[3]["seconds"]["total"] > rows[1]["seconds"]["total"]
+
+
+def test_memory_is_that_of_the_setting():
+    dense, merged = estimate("vggt", [1000], (392, 518), DEVICE, ["dense", "fastvggt"])
+    layout = backbone("vggt").layout(1000, 392, 518)
+    assert merged["memory"] == peak_memory(VGGT_1B, layout, (Merge.fastvggt(),) * 24, itemsize=2).peak
+    assert merged["memory"] > dense["memory"]
+
+
+def test_few_frames_launch_what_one_chunk_does():
+    layout = backbone("vggt").layout(2, 392, 518)
+    (row,) = estimate("vggt", [2], (392, 518), DEVICE, ["dense"])
+    assert row["seconds"] == predict_seconds("vggt", layout, DEVICE)
+
+
+def test_settings_that_leave_nothing_out_say_so():
+    rows = estimate("vggt", [100, 101], (392, 518), DEVICE, ["dense", "spark3r", "avggt"])
+    assert [row["exact"] for row in rows] == [True, True, False, True, False, False]
+    command = ["estimate", "--frames", "100,101", "--gpu", "H100", "--settings", "dense,spark3r"]
+    lines = CliRunner().invoke(app, command, env={"COLUMNS": "160"}).output.splitlines()
+    assert ["exact here" in line for line in lines if "dense" in line or "spark3r" in line][-4:] == [
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("model", ["pi3", "vggt-omega"])
@@ -43,7 +71,7 @@ def test_other_backbones_have_times_and_no_memory(model):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"settings": ["fast"]}, "fast"),
+        ({"settings": ["fast"]}, "'fast' is no setting; use one of .*dense.*floor.*fastvggt.*spark3r"),
         ({"size": (390, 518)}, "390x518"),
         ({"model": "dust3r"}, "dust3r"),
     ],
@@ -69,10 +97,14 @@ def test_command(tmp_path):
     data = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)
     assert data["memory"] == 80e9 and len(data["rows"]) == 8
     file = tmp_path / "mine.json"
-    file.write_text(json.dumps({"device": DEVICE.to_dict()}))
+    file.write_text(json.dumps({"device": DEVICE.to_dict(), "sizes": "vggt-1b"}))
     command[-1] = str(file)
     same = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)
     assert same["rows"] == data["rows"] and same["memory"] is None
-    for bad in (["--gpu", "abacus"], ["--gpu", "H100", "--size", "big"], ["--gpu", str(tmp_path / "none.json")]):
+    testbed, damaged = tmp_path / "testbed.json", tmp_path / "damaged.json"
+    testbed.write_text(json.dumps({"device": DEVICE.to_dict(), "sizes": "testbed"}))
+    damaged.write_text(json.dumps({"device": DEVICE.to_dict() | {"linear": "abc"}, "sizes": "vggt-1b"}))
+    files = (["--gpu", str(path)] for path in (testbed, damaged, tmp_path / "none.json"))
+    for bad in (["--gpu", "abacus"], ["--gpu", "H100", "--size", "big"], *files):
         refused = CliRunner().invoke(app, ["estimate", "--frames", "100", *bad])
         assert refused.exit_code == 2 and "error: " in refused.output and "Traceback" not in refused.output

@@ -1,12 +1,13 @@
 """Predictors: exact at the probe's own size, the exchangeability law, limits of the policies, the oracle."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
+from accel.cost import Device
 from accel.error_terms import Rows, error_terms, few_queries, key_masses, noise_factor
 from accel.errors import AccelError
 from accel.layout import TokenLayout
@@ -21,6 +22,7 @@ from accel.predictors import (
     own_mass,
 )
 from accel.profile import Profile, probe
+from accel.schedule import plan
 from accel.statistics import CLASSES, VECTORS, option_errors, query_statistics, sample_queries
 from tests.accel.test_profile import generator, tiny
 from tests.tolerances import (
@@ -77,6 +79,39 @@ def test_constant_is_constant_and_theory_is_not(profile):
     assert not np.allclose(TheoryPredictor()(profile, layout, profile.options), here, rtol=0.02)
     names = {p.name for p in (TheoryPredictor(), TheoryPredictor(calibrated=False), ConstantPredictor())}
     assert len(names) == 3
+
+
+def test_constant_refuses_a_stride_that_was_not_probed(profile):
+    base = next(p for p in profile.options if isinstance(p, TemporalStride))
+    layout = replace(profile.layout, frames=64)
+    longer = replace(base, stride=8)
+    with pytest.raises(AccelError, match=r"stride=8.* was probed as .*use the theory predictor"):
+        ConstantPredictor()(profile, layout, [Exact(), longer])
+    assert TheoryPredictor()(profile, layout, [longer]).shape == (profile.layers, 1)
+
+
+class Asked(Exception):
+    """Carries what a plan asks of a predictor."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    carries: bool
+    name: str = "asking"
+
+    def __call__(self, profile, layout, policies):
+        raise Asked(policies)
+
+
+@pytest.mark.parametrize("carries", [True, False])
+def test_plan_offers_longer_strides_to_predictors_that_carry_them(profile, carries):
+    layout = replace(profile.layout, frames=64)
+    with pytest.raises(Asked) as asked:
+        plan(profile, layout, predictor=Asking(carries), tolerance=0.1, device=Device("test", 1.0, 1.0, 1.0, 1.0))
+    (offered,) = asked.value.args
+    longer = set(offered) - set(profile.options)
+    assert all(isinstance(p, TemporalStride) for p in longer) and bool(longer) == carries
+    assert TheoryPredictor.carries and OraclePredictor.carries and not ConstantPredictor.carries
 
 
 def test_oracle_measures_at_full_size(model, images, profile):

@@ -58,6 +58,17 @@ def test_calibration_is_by_dense_rows_of_one_source(rows):
     assert {row.layout.tokens_per_frame for row in chosen["V100"]} == {930}
 
 
+def test_no_held_out_row_is_a_calibration_row_of_its_source_once_more(rows):
+    def cell(row):
+        return row.source, row.device, row.backbone, row.dataset, row.layout, row.policy, row.heads
+
+    chosen = [row for group in calibration(rows).values() for row in group]
+    held = [row for row in timed(rows) if not any(row is other for other in chosen)]
+    assert len(held) == 98 and not {cell(row) for row in held} & {cell(row) for row in chosen}
+    reasons = Counter(line["excluded"].split(":")[0] for line in load()[1])
+    assert reasons["same cell as a calibration row"] == 1 and reasons["out of memory (OOM) in the source"] == 1
+
+
 def test_a_left_out_source_calibrates_nothing(rows):
     assert calibration(rows, without="AVGGT")["A100"][0].source == "HTTM"
 

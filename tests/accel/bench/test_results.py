@@ -2,9 +2,10 @@ import json
 import math
 
 import pytest
+from matplotlib.figure import Figure
 
 from accel.bench.cases import Case
-from accel.bench.figures import PUBLISHED, figure
+from accel.bench.figures import PUBLISHED, _panel, figure
 from accel.bench.results import assemble, clean, growth
 from accel.bench.tables import footnotes, summary, tables
 from accel.bench.timing import OK, SKIPPED
@@ -78,7 +79,8 @@ def test_growth_finds_the_exponent(exponent):
 
 
 def test_tables_and_notes_say_what_the_numbers_rest_on():
-    results = whole_run() | {"machine": MACHINE, "left": ["a case"], "ignored": 2, "profile": "gpu"}
+    results = whole_run() | {"machine": MACHINE, "left": ["a case"], "not_asked": ["b", "c"], "ignored": 2}
+    results["profile"] = "gpu"
     (table,) = tables(results)
     cells = [list(column.cells) for column in table.columns]
     names = [name.strip() for name in cells[0]]
@@ -87,8 +89,10 @@ def test_tables_and_notes_say_what_the_numbers_rest_on():
     notes = "\n".join(footnotes(results))
     for part in ("a GPU", "b: why not", "Random weights", "*: dense ran once", "left: 1 cases", "2 earlier cases"):
         assert part in notes
+    assert "--only, and not measured: 2 cases" in notes
+    assert "spark3r: without" not in notes  # it was skipped
     line = json.loads(json.dumps(summary(results)))
-    assert line["left"] == ["a case"] and line["statuses"] == {"ok": 3}
+    assert line["left"] == ["a case"] and line["not_asked"] == ["b", "c"] and line["statuses"] == {"ok": 3}
     assert {r["run"] for r in line["ratios"]} == {"dense", "planned", "floor", "avggt"}
 
 
@@ -99,10 +103,34 @@ def test_a_figure_of_anything_and_of_nothing(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["none.png", "some.png"]
 
 
+def test_a_ratio_of_one_round_says_once_and_spark3r_what_it_leaves_out():
+    case = Case("model", "testbed", 128, (8, 8), "float32", ("dense", "spark3r"), 1)
+    once = {"rounds": 1, "speedup_quartiles": None, "seconds_quartiles": None}
+    results = assemble([record(case, row("dense", 2.6, 1.0) | once, row("spark3r", 2.0, 1.3) | once)])
+    results |= {"machine": MACHINE, "left": [], "not_asked": [], "ignored": 0, "profile": "cpu"}
+    (table,) = tables(results)
+    ratios = list(table.columns[3].cells)
+    assert ratios[-1] == "1.3 once" and list(table.columns[2].cells)[-1] == "once"
+    assert any(note.startswith("spark3r: without the paper's probe") for note in footnotes(results))
+
+
+def test_the_figure_draws_the_brackets_of_the_results_and_none_for_one_round():
+    rows = whole_run()["rows"]
+    points = [r for r in rows if r["run"] == "planned" and r["frames"] == 1000 and r["reference"] == "dense"]
+    points[0] |= {"speedup_quartiles": [12.5, 14.0]}  # even where the ratio is outside
+    points += [points[0] | {"frames": 500, "speedup_quartiles": None}]
+    axes = Figure().subplots()
+    _panel(axes, points, "model", "frames", "speedup")
+    (spread,) = axes.collections
+    assert [segment.tolist() for segment in spread.get_segments()] == [[[1000, 12.5], [1000, 14.0]]]
+
+
 def test_published_ratios_carry_their_source():
     for name, source, points in PUBLISHED:
         assert name and "arXiv" in source
         assert all(frames >= 100 and 1 < ratio < 30 for frames, ratio in points)
+        if "2511.21317" in source:  # its dense seconds of 100 and 1,000 frames are those of another paper's A800
+            assert [frames for frames, _ in points] == [300]
     assert max(ratio for _, _, points in PUBLISHED for _, ratio in points) == pytest.approx(27.1, abs=0.05)
 
 

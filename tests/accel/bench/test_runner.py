@@ -1,18 +1,23 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from accel.bench import runner
+from accel.bench import runner, workspace
 from accel.bench.cases import Case, profile_cases
 from accel.bench.machine import Machine
 from accel.bench.runner import bench
 from accel.bench.settings import Setting
 from accel.bench.store import FILE
-from accel.bench.suites import Prepared
+from accel.bench.suites import Prepared, predicted_bytes
 from accel.bench.timing import FAILED, NO_MEMORY, OK, SKIPPED
 from accel.errors import AccelError
+from accel.layout import TokenLayout
+from accel.memory import peak_memory
+from accel.models import TESTBED
+from accel.policies import Exact
 from tests.accel.bench.fakes import Clock, cpu
 
 FIRST, SECOND, THIRD = (Case("spectra", "testbed", n, (4, 4), "float32", ("forward",), 1) for n in (2, 3, 4))
@@ -20,7 +25,10 @@ FIRST, SECOND, THIRD = (Case("spectra", "testbed", n, (4, 4), "float32", ("forwa
 
 def row(seconds):
     """A row as `run_case` makes it."""
-    return {"run": "forward", "status": OK, "reason": "", "basis": "", "predicted_seconds": 1.0, "seconds": seconds}
+    return {"run": "forward", "status": OK, "reason": "", "basis": "", "predicted_seconds": 1.0} | {
+        "seconds": seconds,
+        "seconds_quartiles": None,
+    }
 
 
 @pytest.fixture
@@ -178,12 +186,18 @@ def test_the_tiny_profile_measures_every_suite(tmp_path, no_setup):
     assert 0 < floor["error"] < 2 and 0 < floor["output_difference"] <= 1 and len(floor["layer_errors"]) == 6
     assert rows["model", "planned"]["output_difference"] <= floor["output_difference"]
     assert rows["model", "planned"]["over_floor"] == pytest.approx(
-        rows["model", "planned"]["seconds"] / floor["seconds"]
+        floor["speedup"] / rows["model", "planned"]["speedup"]
     )
+    memory = peak_memory(TESTBED, TokenLayout(4, 4, 4, 4))
+    for row_ in (dense, rows["memory", "dense"]):  # the growth of resident memory is without what was there before
+        assert row_["predicted_bytes"] == memory.peak - memory.weights - memory.images
     assert rows["kernels", "dense"]["error"] < 1e-5 < rows["kernels", "avggt"]["error"] < 1
     assert rows["kernels", "frame"]["flops"] == pytest.approx(rows["kernels", "dense"]["flops"] / 6)
     assert rows["spectra", "spectrum"]["singular_values"][0] >= 1 - 1e-5
-    assert rows["spectra", "spectrum"]["forwards"] > 1
+    spectrum, forward = rows["spectra", "spectrum"], rows["spectra", "forward"]
+    layout, D = TokenLayout(4, 4, 4, 4), TESTBED.head_dim
+    assert forward["flops"] == Exact().cost(layout, D, 1).flops
+    assert spectrum["flops"] == spectrum["forwards"] * forward["flops"] and spectrum["forwards"] > 1
     written = json.loads((tmp_path / "results.json").read_text())
     assert written["machine"]["torch"] == torch.__version__ and written["machine"]["git_revision"]
     assert {"date", "threads", "device_name", "python", "cuda"} <= set(written["machine"])
@@ -233,3 +247,57 @@ def test_only_the_suites_asked_for_and_all_in_the_results(tmp_path, no_setup):
     bench(tmp_path, profile="tiny", device="cpu", only="kernels")
     results = bench(tmp_path, profile="tiny", device="cpu", only="spectra")
     assert {row["suite"] for row in results["rows"]} == {"kernels", "spectra"}
+
+
+def test_what_only_leaves_out_is_said(tmp_path, no_setup):
+    cases = {case.suite: case.name for case in profile_cases("tiny")}
+    results = bench(tmp_path, profile="tiny", device="cpu", only="spectra")
+    assert results["left"] == [] and results["not_asked"] == [cases[x] for x in ("kernels", "model", "memory")]
+    results = bench(tmp_path, profile="tiny", device="cpu", only="kernels")
+    assert results["not_asked"] == [cases[x] for x in ("model", "memory")]
+    assert json.loads((tmp_path / "results.json").read_text())["not_asked"] == results["not_asked"]
+
+
+def test_the_folder_of_a_run_is_refused_before_anything_runs(scripted, tmp_path):
+    clock, _, ran = scripted
+    (tmp_path / "results.json").write_text('{"time": {}}')
+    with pytest.raises(AccelError, match="not a benchmark's"):
+        go(tmp_path, clock)
+    assert ran == [] and [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert (tmp_path / "results.json").read_text() == '{"time": {}}'
+
+
+def test_an_interrupt_in_the_first_case_leaves_a_folder_that_continues(scripted, tmp_path):
+    clock, does, _ = scripted
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    does[FIRST] = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path, clock)
+    del does[FIRST]
+    assert statuses(go(tmp_path, clock)) == [OK] * 3
+
+
+def test_on_a_gpu_the_predicted_bytes_have_weights_and_images():
+    case = profile_cases("tiny")[1]
+    policies = (Exact(),) * TESTBED.depth
+    memory = peak_memory(TESTBED, case.layout)
+    assert predicted_bytes(case, policies, torch.device("cuda")) == memory.peak
+
+
+@pytest.mark.parametrize(
+    "name", ["a.py", "data/measured_sparsity.json", "data/testbed.safetensors", "data/scene/0.png"]
+)
+def test_the_code_version_knows_sources_and_data(tmp_path, monkeypatch, name):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "data").mkdir(exist_ok=True)
+    monkeypatch.setattr(workspace, "accel", SimpleNamespace(__file__=str(tmp_path / "__init__.py")))
+    seen = {workspace.code_version()}
+    for text in ("one", "two"):
+        path.write_text(text)
+        seen.add(workspace.code_version())
+    (tmp_path / "tables.py").write_text("presentation")
+    assert len(seen | {workspace.code_version()}) == 3

@@ -51,18 +51,35 @@ def test_a_dear_reference_runs_once_between_the_others():
     order = interleave([dense, a, b], cpu(clock), rounds=2, deadline=1e9, once="dense", warm_up=False)
     assert order == ["a", "b", "dense", "b", "a"]
     found = summary(a, dense)
-    assert found["seconds"] == 3.0 and found["speedup"] == pytest.approx(100 / 3)
+    assert found["seconds"] == 3.0 and found["speedup"] == pytest.approx((50 + 25) / 2)
     assert found["speedup_quartiles"] == pytest.approx([25 + 0.25 * 25, 25 + 0.75 * 25])
 
 
-def test_ratio_of_medians_with_the_quartiles_of_the_rounds():
+def test_median_and_quartiles_of_the_ratios_within_rounds():
     clock = Clock()
-    dense, a = trials(clock, dense=[0.0, 10.0, 20.0, 30.0], a=[0.0, 5.0, 5.0, 3.0])
+    dense, a = trials(clock, dense=[0.0, 10.0, 20.0, 40.0], a=[0.0, 5.0, 8.0, 4.0])
     interleave([dense, a], cpu(clock), rounds=3, deadline=1e9)
     found = summary(a, dense)
-    assert found["speedup"] == 20 / 5
-    assert found["speedup_quartiles"] == pytest.approx([3.0, 7.0])  # of 2, 4 and 10
-    assert found["seconds_quartiles"] == pytest.approx([4.0, 5.0]) and found["rounds"] == 3
+    assert found["seconds"] == 5.0 and found["speedup"] == 2.5  # the medians of the seconds have the ratio 4
+    assert found["speedup_quartiles"] == pytest.approx([2.25, 6.25])  # of 2, 2.5 and 10
+    assert found["seconds_quartiles"] == pytest.approx([4.5, 6.5]) and found["rounds"] == 3
+
+
+def test_the_ratio_is_within_its_quartiles_where_the_ratio_of_the_medians_is_not():
+    clock = Clock()
+    dense, a = trials(clock, dense=[10.0, 30.0, 20.0], a=[1.0, 10.0, 10.0])
+    interleave([dense, a], cpu(clock), rounds=3, deadline=1e9, warm_up=False)
+    found = summary(a, dense)
+    low, high = found["speedup_quartiles"]  # of 10, 3 and 2
+    assert low <= found["speedup"] <= high and found["speedup"] == 3.0
+
+
+def test_one_round_has_no_quartiles():
+    clock = Clock()
+    dense, a = trials(clock, dense=4.0, a=2.0)
+    interleave([dense, a], cpu(clock), rounds=1, deadline=1e9)
+    found = summary(a, dense)
+    assert found["speedup"] == 2.0 and found["speedup_quartiles"] is None and found["seconds_quartiles"] is None
 
 
 @pytest.mark.parametrize(
