@@ -199,7 +199,7 @@ def plan(
     from dataclasses import replace
 
     from accel.cost import Device
-    from accel.memory import MARGIN, available_bytes
+    from accel.memory import allowance
     from accel.profile import Profile
     from accel.run import Settings, choose_device, choose_dtype, make_schedule
 
@@ -207,8 +207,9 @@ def plan(
     target = choose_device(device)
     found = Profile.load(profile)
     machine = Device.measure(target, config=found.config, dtype=choose_dtype(dtype, target)[0])
-    limit = settings.memory or MARGIN * available_bytes(target)
-    schedule = make_schedule(found, replace(found.layout, frames=frames), settings, machine, limit)
+    layout = replace(found.layout, frames=frames)
+    limit, held, _ = allowance(settings.memory, found.config, layout, target)
+    schedule = make_schedule(found, layout, settings, machine, limit, held)
     if out is not None:
         schedule.save(out)
     if as_json:
@@ -225,21 +226,23 @@ def validate(
     weights: Weights = "testbed",
     device: DeviceName = "auto",
     as_json: AsJson = False,
+    dtype: DType = "auto",
 ) -> None:
     """The error a schedule predicted beside the one it makes, layer by layer."""
     check_device(device)
     from accel.images import load_images
     from accel.models import load_model
     from accel.report import short
-    from accel.run import choose_device
+    from accel.run import Settings, choose_device, choose_dtype
     from accel.schedule import Schedule
     from accel.validate import validate as job
 
+    target = choose_device(Settings(device=device, dtype=dtype).device)
     planned = Schedule.load(schedule)
-    model = load_model(weights, choose_device(device))
+    model = load_model(weights, target, choose_dtype(dtype, target)[0])
     model.frames_per_chunk = planned.frames_per_chunk
     loaded = load_images(images, model.config)
-    data = job(model, loaded.tensor.to(next(model.parameters()).device), planned)
+    data = job(model, loaded.tensor.to(target), planned)
     if as_json:
         print_json(data.to_dict())
         return

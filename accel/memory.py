@@ -27,7 +27,7 @@ import torch
 from accel.errors import AccelError
 from accel.layout import TokenLayout
 from accel.models import VGGT, VGGTConfig
-from accel.models.vggt import TOKENS_PER_CHUNK
+from accel.models.vggt import default_chunk
 from accel.policies import Exact, Policy
 
 MARGIN = 0.9
@@ -81,11 +81,6 @@ class Memory:
     def stage(self) -> str:
         """The stage at which the peak is."""
         return max(self.stages, key=self.stages.get)
-
-
-def default_chunk(layout: TokenLayout) -> int:
-    """The frames that a VGGT takes at once when nothing is said."""
-    return max(1, TOKENS_PER_CHUNK // layout.tokens_per_frame)
 
 
 def peak_memory(
@@ -200,15 +195,22 @@ def fits(
     *,
     frames_per_chunk: int | None = None,
     itemsize: int = 4,
+    held: float = 0.0,
 ) -> bool:
-    """Whether the predicted peak is within `memory` bytes."""
+    """Whether the predicted peak is within `memory` bytes, with `held` bytes per frame beside the forward."""
     needed = peak_memory(config, layout, policies, frames_per_chunk=frames_per_chunk, itemsize=itemsize)
-    return needed.peak <= memory
+    return needed.peak + held * layout.frames <= memory
 
 
-def frames_that_fit(config: VGGTConfig, layout: TokenLayout, memory: float, *, itemsize: int = 4) -> int:
-    """The most frames of this kind whose forward, exact and one frame at a time, stays within `memory`; 0 for none."""
-    return largest(lambda S: fits(config, replace(layout, frames=S), memory, frames_per_chunk=1, itemsize=itemsize))
+def frames_that_fit(
+    config: VGGTConfig, layout: TokenLayout, memory: float, *, itemsize: int = 4, held: float = 0.0
+) -> int:
+    """The most frames of this kind whose forward, exact and one frame at a time, stays within `memory`; 0 for none.
+
+    held: bytes per frame beside the forward.
+    """
+    at = {"frames_per_chunk": 1, "itemsize": itemsize, "held": held}
+    return largest(lambda S: fits(config, replace(layout, frames=S), memory, **at))
 
 
 def largest(holds: Callable[[int], bool], *, most: int = 2**24) -> int:
@@ -222,51 +224,98 @@ def largest(holds: Callable[[int], bool], *, most: int = 2**24) -> int:
     return low
 
 
-def too_many(config: VGGTConfig, layout: TokenLayout, memory: float, *, itemsize: int = 4) -> str:
-    """Why no plan holds a scene within `memory`, how many frames would fit, and which settings would make it fit."""
-    least = peak_memory(config, layout, frames_per_chunk=1, itemsize=itemsize)
+def too_many(
+    config: VGGTConfig,
+    layout: TokenLayout,
+    memory: float,
+    *,
+    itemsize: int = 4,
+    held: float = 0.0,
+    spared: float = 0.0,
+) -> str:
+    """Why no plan holds a scene within `memory`, how many frames would fit, and which settings would make it fit.
+
+    held: bytes per frame beside the forward; spared: those of them that --no-dense spares.
+    """
+    ways = {"": (itemsize, held), "--dtype bfloat16": (2, held), "--no-dense": (itemsize, held - spared)}
+    ways["--dtype bfloat16 --no-dense"] = (2, held - spared)
+    ways = {way: of for i, (way, of) in enumerate(ways.items()) if of not in [*ways.values()][:i]}
+    least = {size: peak_memory(config, layout, frames_per_chunk=1, itemsize=size) for size in {itemsize, 2}}
+    needed = {way: least[size].peak + beside * layout.frames for way, (size, beside) in ways.items()}
+    where = least[itemsize].stage + (f", with {gib(held * layout.frames)} of predictions beside it" if held else "")
     text = (
-        f"{layout.frames} frames need about {gib(least.peak)} in chunks of one frame ({least.stage}), and "
-        f"{gib(memory)} may be used"
+        f"{layout.frames} frames need about {gib(needed[''])} in chunks of one frame ({where}), and {gib(memory)} "
+        "may be used"
     )
-    low = peak_memory(config, layout, frames_per_chunk=1, itemsize=2)
-    if itemsize > 2 and low.peak <= memory:
-        return f"{text}; give --dtype bfloat16, with which they need {gib(low.peak)}"
-    fitting = frames_that_fit(config, layout, memory, itemsize=itemsize)
+    enough = [way for way, count in needed.items() if count <= memory]
+    if enough:
+        said = (f"{way}, with which they need {gib(needed[way])}" for way in enough if way.count("--") == 1)
+        return f"{text}; give {', or '.join(said) or f'{enough[0]}, with which they need {gib(needed[enough[0]])}'}"
+    counts = {way: frames_that_fit(config, layout, memory, itemsize=size, held=h) for way, (size, h) in ways.items()}
+    fitting = [(count, f" with {way}" if way else "") for way, count in counts.items() if count > max(1, counts[""])]
+    fitting = [(counts[""], "")] * (counts[""] > 1) + fitting
     if not fitting:
-        return f"{text}: not even one frame would fit; use another machine, or smaller images"
-    more = frames_that_fit(config, layout, memory, itemsize=2) if itemsize > 2 else 0
-    remedy = f" ({more} with --dtype bfloat16)" if more > fitting else ""
-    return f"{text}; give --frames {fitting}, so many would fit{remedy}, or use a device with more memory"
+        return f"{text}: not even two frames would fit; use another machine, or smaller images"
+    first, *more = (f"{count}{way}" for count, way in fitting)
+    others = f" ({', '.join(more)})" if more else ""
+    return f"{text}; give --frames {first}, so many would fit{others}, or use a device with more memory"
 
 
 def within(
-    memory: float | None, config: VGGTConfig, layout: TokenLayout, options: Sequence[Policy], itemsize: int
+    memory: float | None,
+    config: VGGTConfig,
+    layout: TokenLayout,
+    options: Sequence[Policy],
+    itemsize: int,
+    held: float = 0.0,
 ) -> tuple[int | None, np.ndarray, str]:
     """Frames to take at once (None: the default), which options fit in which layer (layer, option), and why, in words.
 
     The chunk is the largest of the default's halves with which every stage but the global attention fits, and in every
-    layer some option. AccelError where none does, with what would.
+    layer some option; held: bytes per frame beside the forward. AccelError where none does, with what would.
     """
     allowed, rejected = np.ones((config.depth, len(options)), dtype=bool), ""
     if memory is None:
         return None, allowed, ""
-    if not fits(config, layout, memory, frames_per_chunk=1, itemsize=itemsize):
-        raise AccelError(too_many(config, layout, memory, itemsize=itemsize))
+    if not fits(config, layout, memory, frames_per_chunk=1, itemsize=itemsize, held=held):
+        raise AccelError(too_many(config, layout, memory, itemsize=itemsize, held=held))
+    beside = held * layout.frames
     chunk = min(default_chunk(layout), layout.frames)
     while chunk:
         sizes = {"frames_per_chunk": chunk, "itemsize": itemsize}
         needed = [peak_memory(config, layout, (policy,) * config.depth, **sizes) for policy in options]
-        allowed = np.array([[m.weights + m.images + x <= memory for x in m.layers] for m in needed]).T
+        allowed = np.array([[beside + m.weights + m.images + x <= memory for x in m.layers] for m in needed]).T
         outside = max((bytes_, stage) for stage, bytes_ in needed[0].stages.items() if stage != "global attention")
-        if outside[0] <= memory and allowed.any(1).all():
+        if beside + outside[0] <= memory and allowed.any(1).all():
             few = sorted({options[j].name for j in np.flatnonzero(~allowed.all(0))})
             kept_out = f"; too large in some layers: {', '.join(few)}" if few else ""
             return chunk, allowed, f"chunks of {chunk} frames{rejected}{kept_out}"
-        least = max(outside[0], min(m.peak for m in needed))
+        least = beside + max(outside[0], min(m.peak for m in needed))
         rejected = f": {chunk} would need {gib(least)} of {gib(memory)}"
         chunk //= 2
     raise AccelError(f"no option fits into {gib(memory)} in every layer; add Exact(), which does")
+
+
+def allowance(
+    asked: float | None,
+    config: VGGTConfig,
+    layout: TokenLayout,
+    device: torch.device,
+    *,
+    dense: bool = True,
+    loaded: float = 0.0,
+) -> tuple[float, float, float]:
+    """Bytes that a run may use at its peak, those per frame that it holds beside a forward, and of these the dense.
+
+    The first is what was asked for, or `MARGIN` of what is free and what is `loaded` (the weights, where they are there
+    already). On the CPU the accelerated prediction stays, and with `dense` the exact one and that of the validation; on
+    another device predictions leave it as they are made.
+    """
+    memory = asked or MARGIN * (available_bytes(device) + loaded)
+    outputs = peak_memory(config, layout, frames_per_chunk=1).outputs / layout.frames
+    kept = outputs * (device.type == "cpu")
+    spared = 2 * kept * dense
+    return memory, kept + spared, spared
 
 
 def available_bytes(device: torch.device) -> float:

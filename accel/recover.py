@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -50,12 +51,19 @@ class Recovery:
         self.notes: list[str] = []
 
     def adopt(self, schedule: Schedule) -> None:
-        """Make this the plan in force; a chunk that had to be made smaller stays so."""
+        """Make this the plan in force; a chunk that had to be made smaller stays so, in the plan too."""
+        chosen = [n for n in (self.model.frames_per_chunk, schedule.frames_per_chunk) if n is not None]
         self.schedule = schedule
-        if schedule.frames_per_chunk is not None:
-            before = self.model.frames_per_chunk
-            chosen = schedule.frames_per_chunk
-            self.model.frames_per_chunk = chosen if before is None else min(before, chosen)
+        if chosen:
+            self._take(min(chosen))
+
+    def _take(self, chunk: int) -> None:
+        """So many frames at once, in the model and in the plan."""
+        self.model.frames_per_chunk = chunk
+        plan = self.schedule
+        if plan is not None and plan.frames_per_chunk != chunk:
+            reason = f"{plan.memory_reason}; in the run {chunk} at once".removeprefix("; ")
+            self.schedule = replace(plan, frames_per_chunk=chunk, memory_reason=reason)
 
     def __call__(self, call: Callable[[], T], *, planned: bool = True) -> T:
         """call(), as often as it takes; planned: whether another plan would help it.
@@ -77,7 +85,7 @@ class Recovery:
             torch.cuda.empty_cache()
         chunk = min(self.model.chunk(self.layout), self.layout.frames)
         if chunk > 1:
-            self.model.frames_per_chunk = chunk // 2
+            self._take(chunk // 2)
             self._note(f"Out of memory ({reason}): {chunk // 2} frames at once instead of {chunk}.")
             return
         old, new = self.schedule, None
@@ -102,10 +110,14 @@ class Recovery:
         sizes = {"itemsize": weight.element_size()}
         held = self.schedule.predicted_memory[1] if self.schedule is not None else None
         text = f"out of memory with {frames} frames, one at a time ({reason})"
+        cheaper = ", or --dtype bfloat16" if sizes["itemsize"] > 2 else ""
+        fitting = frames - 1
+        if held is not None:
+            fitting = min(frames_that_fit(config, self.layout, _LESS * held, **sizes), fitting)
+        if fitting < 2:
+            return f"{text}; not even two photographs would fit: give smaller images, use another machine{cheaper}"
         if held is None:
             return f"{text}; give fewer --frames, or smaller images"
-        fitting = min(frames_that_fit(config, self.layout, _LESS * held, **sizes), frames - 1)
-        cheaper = ", or --dtype bfloat16" if sizes["itemsize"] > 2 else ""
         return f"{text}; about {fitting} would fit: give --frames {fitting}{cheaper}, or --no-dense --no-spectra"
 
     def _note(self, text: str) -> None:

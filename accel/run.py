@@ -24,7 +24,7 @@ from accel.cost import Device
 from accel.errors import AccelError
 from accel.images import Images, load_images, load_truth
 from accel.layout import TokenLayout
-from accel.memory import MARGIN, available_bytes, peak_memory, too_many
+from accel.memory import allowance, fits, peak_memory, too_many
 from accel.models import VGGT, VGGTConfig, load_model
 from accel.models.pose import decode_pose
 from accel.outputs import output_difference
@@ -36,7 +36,7 @@ from accel.recover import OutOfMemory, Recovery
 from accel.schedule import Schedule, plan
 from accel.spectra import measure_spectra
 from accel.store import Stages, Store, check_folder, fingerprint
-from accel.validate import validate
+from accel.validate import on_cpu, validate
 from meanfield import predict_rank, predict_spectrum
 
 DEFAULT_TOLERANCE = 0.02
@@ -51,7 +51,7 @@ DTYPES = ("auto", "float32", "bfloat16")
 class Settings:
     """What was asked for; one of `budget` (speed-up of the whole step) and `tolerance` (output error) is set.
 
-    memory: bytes that may be used at the peak (None: what is free on the device, less a margin).
+    memory: bytes that may be used at the peak, weights and kept predictions included (None: `accel.memory.allowance`).
     """
 
     weights: str = "testbed"
@@ -141,7 +141,7 @@ def run(images: Iterable[str | Path], out: str | Path, *, console: Console | Non
         truth = load_truth(loaded)
         parameters = sum(p.numel() for p in model.parameters())
         layout = model.layout(loaded.tensor)
-        memory = _memory(model, layout, settings, target)
+        memory, held = _memory(model, layout, settings, target)
         x = loaded.tensor.to(target)
         store = Store(out, fingerprint(model, x))
 
@@ -156,9 +156,9 @@ def run(images: Iterable[str | Path], out: str | Path, *, console: Console | Non
     machine = Device.from_dict(json.loads(speeds.attrs["device"]))
     within.replan = lambda less: make_schedule(profile, layout, settings, machine, less)
     with stages("plan"):
-        within.adopt(within.replan(memory))
+        within.adopt(make_schedule(profile, layout, settings, machine, memory, held))
     with stages("forward"):
-        exact, dense_seconds, _ = within(lambda: forward(model, x)) if dense else (None, 0.0, ())
+        exact, dense_seconds, _ = within(lambda: forward(model, x), planned=False) if dense else (None, 0.0, ())
         fast, fast_seconds, failed = within(lambda: forward(model, x, within.schedule))
     repeats = REPEATS if dense_seconds + fast_seconds < SHORT else 1
     validation = measured = difference = None
@@ -167,11 +167,11 @@ def run(images: Iterable[str | Path], out: str | Path, *, console: Console | Non
 
         def validated() -> xr.Dataset:
             plan = within.schedule
-            key = (plan.to_json(), repeats, here)
+            key = (_key(plan), repeats, here)
             return store.cached(stages, "validate", key, lambda: validate(model, x, plan, **options))
 
         validation = within(validated)
-        if within.schedule is not made:
+        if within.schedule.policies != made.policies:
             fast, fast_seconds, failed = within(lambda: forward(model, x, within.schedule))
         difference = output_difference(exact, fast)
         times = {name: float(validation[f"measured_seconds_{name}"]) for name in ("dense", "planned")}
@@ -181,7 +181,7 @@ def run(images: Iterable[str | Path], out: str | Path, *, console: Console | Non
     schedule = within.schedule
     if settings.spectra:
         count = predicted.sizes["k"] if predicted is not None else min(SINGULAR_VALUES, layout.tokens // 2)
-        key = (count, seed, None if dense else schedule.to_json())
+        key = (count, seed, None if dense else _key(schedule))
 
         def spectra() -> xr.Dataset:
             with nullcontext() if dense else patch(model, schedule):
@@ -248,39 +248,51 @@ def _predict(profile: Profile, layout: TokenLayout) -> tuple[xr.Dataset | None, 
 
 
 def make_schedule(
-    profile: Profile, layout: TokenLayout, settings: Settings, machine: Device, memory: float | None = None
+    profile: Profile,
+    layout: TokenLayout,
+    settings: Settings,
+    machine: Device,
+    memory: float | None = None,
+    held: float = 0.0,
 ) -> Schedule:
-    """The theory's schedule for this layout, within the budget or the tolerance asked for and within `memory` bytes, at
-    the machine's speeds."""
+    """The theory's schedule for this layout, within the budget or the tolerance asked for and within `memory` bytes, of
+    which `held` per frame stay beside the forward, at the machine's speeds."""
     goal = {"tolerance": settings.tolerance} if settings.budget is None else {"budget": settings.budget}
-    return plan(profile, layout, predictor=TheoryPredictor(), device=machine, memory=memory, **goal)
+    return plan(profile, layout, predictor=TheoryPredictor(), device=machine, memory=memory, held=held, **goal)
 
 
-def _memory(model: VGGT, layout: TokenLayout, settings: Settings, device: torch.device) -> float:
-    """Bytes that a forward may use at its peak; AccelError where not even one frame at a time fits into them.
+def _key(schedule: Schedule) -> str:
+    """What a measurement of a schedule depends on; memory_reason is not of it, since free memory is never the same."""
+    names = ("layout", "policies", "predicted_error", "sensitivity", "seconds_saved", "predicted_seconds")
+    data = json.loads(schedule.to_json())
+    return json.dumps({name: data[name] for name in (*names, "predictor", "frames_per_chunk")})
 
-    What was asked for, or what is free and the weights, which are there already; less the dense prediction, which is
-    kept while the accelerated one is made.
+
+def _memory(model: VGGT, layout: TokenLayout, settings: Settings, device: torch.device) -> tuple[float, float]:
+    """Bytes that may be used at the peak, and bytes per frame held beside a forward, by `allowance`.
+
+    AccelError where the scene does not fit one frame at a time.
     """
-    itemsize = next(model.aggregator.parameters()).element_size()
-    least = peak_memory(model.config, layout, frames_per_chunk=1, itemsize=itemsize)
-    memory = settings.memory or MARGIN * available_bytes(device) + least.weights
-    memory -= settings.dense * least.outputs
-    if least.peak > memory:
-        raise AccelError(f"on {device} {too_many(model.config, layout, memory, itemsize=itemsize)}")
-    return memory
+    config, dense = model.config, settings.dense
+    sizes = {"itemsize": next(model.aggregator.parameters()).element_size()}
+    weights = peak_memory(config, layout, **sizes).weights
+    memory, held, spared = allowance(settings.memory, config, layout, device, dense=dense, loaded=weights)
+    if not fits(config, layout, memory, frames_per_chunk=1, held=held, **sizes):
+        raise AccelError(f"on {device} {too_many(config, layout, memory, held=held, spared=spared, **sizes)}")
+    return memory, held
 
 
 def forward(model: nn.Module, x: Tensor, schedule: Schedule | None = None) -> tuple[dict[str, Tensor], float, tuple]:
-    """A prediction, by exact attention or by a schedule, its seconds, and a note on each layer out of memory."""
+    """A prediction (moved to the CPU), exact or by a schedule, its seconds, and a note on each layer out of memory."""
     _wait(x)
     start = time.perf_counter()
     with torch.no_grad(), nullcontext() if schedule is None else patch(model, schedule) as applied:
         found = model(x)
     _wait(x)
+    seconds = time.perf_counter() - start
     failed = {} if applied is None else applied.fallbacks
     notes = tuple(f"Layer {i}: exact, the policy ran out of memory ({why[-1]})." for i, why in failed.items())
-    return found, time.perf_counter() - start, notes
+    return on_cpu(found), seconds, notes
 
 
 def _wait(x: Tensor) -> None:

@@ -217,18 +217,19 @@ def plan(
     device: Device,
     options: Sequence[Policy] | None = None,
     memory: float | None = None,
+    held: float = 0.0,
 ) -> Schedule:
     """The best schedule at `layout.frames`: least predicted output error within a time, or least time within an error.
 
     Exactly one of budget, the speed-up of the whole forward (2.0: twice as fast), and tolerance, the predicted total
     output difference (`accel.outputs`), is given. options default to those probed, temporal strides
-    also as longer ones (`accel.options.strided`); those the layout does not allow are left out. The optimum of the
-    model is exact (mixed-integer program); its assumptions are the predictor's, additivity over layers, and the cost
-    model's.
+    also as longer ones where the predictor carries them (`accel.options.strided`); those the layout does not allow are
+    left out. The optimum of the model is exact (mixed-integer program); its assumptions are the predictor's, additivity
+    over layers, and the cost model's.
 
-    memory: bytes that a forward may use at its peak, weights and images included. The peak is the maximum over stages
-    that run one after another, so an option is allowed in a layer exactly when its own stage fits, and the frames taken
-    at once are the model's default or the largest of its halves that fits (`accel.memory`).
+    memory: bytes that a forward may use at its peak, weights, images and `held` per frame included. The peak is the
+    maximum over stages that run one after another, so an option is allowed in a layer exactly when its own stage fits,
+    and the frames taken at once are the model's default or the largest of its halves that fits (`accel.memory`).
 
     AccelError: neither or both given, out of range, or unreachable; more frames than memory holds.
     """
@@ -243,7 +244,10 @@ def plan(
     if memory is not None and not (math.isfinite(memory) and memory > 0):
         raise AccelError(f"memory={memory} is a number of bytes; give a positive one, e.g. 12e9")
     profile.check(layout)
-    options = _allowed(strided(profile.options, layout) if options is None else options, layout)
+    if options is None:
+        longer = getattr(predictor, "carries", False)
+        options = strided(profile.options, layout) if longer else profile.options
+    options = _allowed(options, layout)
     errors = np.asarray(predictor(profile, layout, options), dtype=np.float64)
     sensitivity = profile.sensitivity(options)
     damage = errors * sensitivity
@@ -253,7 +257,7 @@ def plan(
     config, itemsize = profile.config, device.itemsize
     cost = model_cost(config, layout, itemsize=itemsize)
     dense = cost.seconds(device)["total"]
-    chunk, allowed, why = within(memory, config, layout, options, itemsize)
+    chunk, allowed, why = within(memory, config, layout, options, itemsize, held)
     sizes = (layout, config.head_dim, config.num_heads)
     each = np.array([device.attention_seconds(policy, *sizes) for policy in options])
     exact = device.seconds(cost.global_attention[0], "attention")

@@ -80,13 +80,18 @@ def validate(
         with record(model, measure):
             model(images)
         bar.advance(task)
-        reference = dense()
+        reference = on_cpu(dense())
         bar.advance(task)
-        difference = output_difference(reference, planned())
+        difference = output_difference(reference, on_cpu(planned()))
         bar.advance(task)
         del reference
         runs = np.array([(timed(dense), timed(planned)) for _ in range(repeats)])
     return _dataset(schedule, errors, fallbacks, difference, runs, model)
+
+
+def on_cpu(prediction: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The prediction in the memory of the host, so that none stays on a GPU while the next forward runs there."""
+    return {name: value.cpu() for name, value in prediction.items()}
 
 
 def _wait(device: torch.device) -> None:

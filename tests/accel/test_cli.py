@@ -12,7 +12,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from accel import cli
+from accel import memory as memory_module
 from accel import run as run_module
+from accel.layout import TokenLayout
+from accel.memory import peak_memory
 from accel.models import VGGTConfig
 from tests.accel.test_run import SMALL, write_scene, write_weights
 
@@ -183,7 +186,7 @@ def test_an_impossible_budget_keeps_earlier_results(scene, weights, out):
 
 
 def test_too_little_memory(scene, weights, out, monkeypatch):
-    monkeypatch.setattr(run_module, "available_bytes", lambda device: 1e3)
+    monkeypatch.setattr(memory_module, "available_bytes", lambda device: 1e3)
     refused(call("run", scene, "--weights", weights, "--out", out), "4 frames need", "would fit")
     assert {path.name for path in out.iterdir()} == {"report.html"}
 
@@ -265,10 +268,20 @@ def test_run_plan_validate_predict(tmp_path, scene, weights):
     expected = [row["measured_error"] for row in json.loads((out / "results.json").read_text())["layers"]]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
+    validate = ("validate", scene, "--schedule", out / "schedule.json", "--weights", weights)
+    result = call(*validate, "--dtype", "bfloat16", "--json")
+    assert "bfloat16" in json.loads(result.stdout)["attrs"]["dtype"]
+    refused(call(*validate, "--dtype", "half"), 'dtype "half"', "float32, bfloat16")
+
     planned = tmp_path / "planned.json"
     result = call("plan", out / "profile.nc", "--frames", 8, "--tolerance", 0.5, "--out", planned)
     assert result.exit_code == 0 and "schedule for 8 frames" in result.stdout
     assert json.loads(planned.read_text())["layout"]["frames"] == 8
+
+    least = peak_memory(SMALL, TokenLayout(8, 2, 3, 4), frames_per_chunk=1)
+    within = ("plan", out / "profile.nc", "--frames", 8, "--tolerance", 0.5, "--memory")
+    refused(call(*within, f"{least.peak + 2.9 * least.outputs:.0f}B"), "8 frames need about", "of predictions beside")
+    assert call(*within, f"{least.peak + 3.1 * least.outputs:.0f}B").exit_code == 0
 
     result = call("predict", "--profile", out / "profile.nc", "--frames", "4,8", "--json")
     found = json.loads(result.stdout)

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from accel import memory as memory_module
 from accel.errors import AccelError
 from accel.layout import TokenLayout
 from accel.memory import (
+    allowance,
     available_bytes,
     default_chunk,
     fits,
@@ -30,6 +32,7 @@ SHALLOW = replace(PARITY_SMALL, vit_depth=1)
 TRUNK = replace(
     TESTBED, image_size=32, patch_size=4, vit_depth=1, dpt_features=8, dpt_channels=(4, 4, 4, 4), dpt_hidden=4
 )
+CPU = torch.device("cpu")
 DTYPES = {4: torch.float32, 2: torch.bfloat16}
 CASES = [
     (TESTBED, TokenLayout(6, 4, 8, 8), None, 4),
@@ -118,9 +121,60 @@ def test_what_would_fit_is_said():
     half = peak_memory(VGGT_1B, PHOTOGRAPHS, frames_per_chunk=1, itemsize=2).peak
     text = too_many(VGGT_1B, PHOTOGRAPHS, 1.01 * half, itemsize=4)
     assert "give --dtype bfloat16" in text and gib(half) in text
-    assert "not even one frame" in too_many(VGGT_1B, PHOTOGRAPHS, 1e9, itemsize=2)
+    one, two = (
+        peak_memory(VGGT_1B, replace(PHOTOGRAPHS, frames=S), frames_per_chunk=1, itemsize=2).peak for S in (1, 2)
+    )
+    for memory, itemsize in ((1e9, 2), ((one + two) / 2, 2), ((one + two) / 2, 4)):
+        text = too_many(VGGT_1B, PHOTOGRAPHS, memory, itemsize=itemsize)
+        assert "not even two frames would fit" in text and "--frames" not in text
     few = too_many(VGGT_1B, PHOTOGRAPHS, 20e9, itemsize=4)
     assert f"({frames_that_fit(VGGT_1B, PHOTOGRAPHS, 20e9, itemsize=2)} with --dtype bfloat16)" in few
+
+
+def test_what_is_held_grows_with_the_frames_and_the_figure_given_is_shown():
+    layout, at = TokenLayout(2000, 4, 8, 8), {"frames_per_chunk": 1}
+    memory, held, spared = allowance(150e6, TESTBED, layout, CPU)
+    outputs = peak_memory(TESTBED, layout, **at).outputs / layout.frames
+    assert (memory, held, spared) == (150e6, 3 * outputs, 2 * outputs)
+    count = frames_that_fit(TESTBED, layout, memory, held=held)
+
+    def needed(frames, beside):
+        return peak_memory(TESTBED, replace(layout, frames=frames), **at).peak + beside * frames
+
+    assert needed(count, held) <= memory < needed(count + 1, held)
+    text = too_many(TESTBED, layout, memory, held=held, spared=spared)
+    assert f"need about {gib(needed(2000, held))} in chunks" in text and f"and {gib(memory)} may be used" in text
+    assert f"give --frames {count}, so many" in text
+    assert f"{frames_that_fit(TESTBED, layout, memory, held=held - spared)} with --no-dense" in text
+    assert "--no-dense" not in too_many(TESTBED, layout, memory, held=held)
+    less = needed(2000, held - spared)
+    assert f"give --no-dense, with which they need {gib(less)}" in too_many(
+        TESTBED, layout, 1.001 * less, held=held, spared=spared
+    )
+
+
+def test_a_chunk_leaves_room_for_what_is_held():
+    layout, held = TokenLayout(64, 4, 8, 8), 1e5
+    needed = {f: peak_memory(TESTBED, layout, frames_per_chunk=f).peak + 64 * held for f in (64, 32)}
+    assert within(needed[64], TESTBED, layout, (Exact(),), 4, held)[0] == 64
+    chunk, _, why = within(needed[64] - 1, TESTBED, layout, (Exact(),), 4, held)
+    assert chunk == 32 and f"64 would need {gib(needed[64])} of {gib(needed[64] - 1)}" in why
+    layout, options = replace(layout, frames=400), (Exact(), Merge(keep=0.5))
+    peak = peak_memory(TESTBED, layout, (options[1],) * 6, frames_per_chunk=1).peak
+    assert within(peak, TESTBED, layout, options, 4)[1].all()
+    assert within(peak, TESTBED, layout, options, 4, held=1.0)[1].sum() == 11
+
+
+def test_the_allowance_is_the_same_before_and_after_the_weights_are_there(monkeypatch):
+    layout = TokenLayout(8, 4, 8, 8)
+    outputs = peak_memory(TESTBED, layout).outputs / 8
+    free = [10e9]
+    monkeypatch.setattr(memory_module, "available_bytes", lambda device: free[0])
+    before = allowance(None, TESTBED, layout, CPU)
+    free[0] -= 3e9
+    assert allowance(None, TESTBED, layout, CPU, loaded=3e9) == before == (9e9, 3 * outputs, 2 * outputs)
+    assert allowance(None, TESTBED, layout, CPU, dense=False)[1:] == (outputs, 0)
+    assert allowance(5e9, TESTBED, layout, torch.device("cuda")) == (5e9, 0, 0)
 
 
 @pytest.mark.parametrize("bound", [0, 1, 2, 7, 100])

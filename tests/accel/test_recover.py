@@ -96,6 +96,31 @@ def test_at_the_end_the_frames_that_would_fit_are_named(model, layout):
     assert len(calls) == 4
 
 
+def test_the_plan_in_force_has_the_chunk_that_worked(model, layout):
+    within = Recovery(model, layout)
+    within.adopt(replace(exact_schedule(layout, 4), frames_per_chunk=8, memory_reason="chunks of 8 frames"))
+    call, _ = fails_until(lambda: model.chunk(layout) <= 2, ERRORS[0])
+    assert within(call) == "done" and within.schedule.frames_per_chunk == model.frames_per_chunk == 2
+    assert within.schedule.memory_reason.startswith("chunks of 8 frames; ") and "2 at once" in (
+        within.schedule.memory_reason
+    )
+    within.adopt(replace(exact_schedule(layout, 4), frames_per_chunk=8))
+    assert within.schedule.frames_per_chunk == model.frames_per_chunk == 2
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_fewer_than_two_photographs_are_not_a_remedy(model, layout, planned):
+    pair = replace(layout, frames=2)
+    within = Recovery(model, pair)
+    if planned:
+        peak = peak_memory(SMALL, replace(layout, frames=1), frames_per_chunk=1).peak
+        within = Recovery(model, layout)
+        within.adopt(replace(exact_schedule(layout, 4), predicted_memory=(peak, peak)))
+    with pytest.raises(OutOfMemory, match="not even two photographs would fit: give smaller images") as caught:
+        within(fails_until(lambda: False, ERRORS[0])[0])
+    assert "--frames" not in str(caught.value)
+
+
 def test_before_a_plan_there_is_nothing_to_plan_again(model, layout):
     within = Recovery(model, layout)
     with pytest.raises(OutOfMemory, match="give fewer --frames"):

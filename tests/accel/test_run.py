@@ -1,6 +1,7 @@
 """The main job end to end on a small random model: its files, its resumption, its refusals."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from accel.models import VGGT, random_model, save_model
 from accel.models.config import VGGTConfig
 from accel.profile import Profile
 from accel.run import Settings, choose_dtype, run
-from accel.schedule import Schedule
+from accel.schedule import Schedule, exact_schedule
 from tests.tolerances import SAME_ARITHMETIC, TRUNK_BFLOAT16
 
 SMALL = VGGTConfig(
@@ -272,6 +273,7 @@ def test_out_of_memory_takes_fewer_frames_at_once_and_says_so(done, weights, sce
     found = run([scene], tmp_path / "out", weights=str(weights), tolerance=0.2, probe_frames=3, spectra=False)
     assert tried[0] == 3 and set(tried[1:]) <= {1, 2}
     assert any("2 frames at once instead of 4" in note for note in found.notes)
+    assert Schedule.load(tmp_path / "out" / "schedule.json").frames_per_chunk == tried[-1] <= 2
     assert found.results["notes"] == list(found.notes)
     assert "frames at once instead of" in (tmp_path / "out" / "report.html").read_text()
     np.testing.assert_allclose(found.dense["depth"], done.dense["depth"], **SAME_ARITHMETIC)
@@ -287,6 +289,47 @@ def test_the_last_word_names_frames_and_nothing_written_is_lost(done, weights, s
     assert names(done.out / ".cache") >= cached
 
 
+def test_no_other_plan_is_made_for_the_dense_forward(weights, scene, tmp_path, monkeypatch):
+    plain, made, plans = VGGT.forward, run_module.make_schedule, []
+
+    def forward(self, images):
+        if images.shape[1] == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, images)
+
+    def counted(*args):
+        plans.append(args)
+        return made(*args)
+
+    monkeypatch.setattr(VGGT, "forward", forward)
+    monkeypatch.setattr(run_module, "make_schedule", counted)
+    with pytest.raises(AccelError, match="out of memory with 4 frames, one at a time"):
+        run([scene], tmp_path / "out", weights=str(weights), tolerance=0.2, probe_frames=3)
+    assert len(plans) == 1
+
+
+def test_another_amount_of_free_memory_measures_nothing_anew(done, weights, scene, monkeypatch):
+    made = run_module.make_schedule
+    monkeypatch.setattr(
+        run_module, "make_schedule", lambda *args: replace(made(*args), memory_reason="other words for the same")
+    )
+    again = run([scene], done.out, weights=str(weights), tolerance=0.2, probe_frames=3)
+    assert again.schedule.memory_reason == "other words for the same" and "validate" in again.reused
+    keys = {run_module._key(s) for s in (done.schedule, again.schedule, replace(done.schedule, frames_per_chunk=1))}
+    assert len(keys) == 2
+
+
+def test_predictions_of_another_device_do_not_stay_there(monkeypatch):
+    moved = []
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: moved.append(self.shape) or self)
+    model, x = random_model(SMALL, torch.Generator().manual_seed(1)), torch.rand(1, 2, 3, 32, 32)
+    found, _, _ = run_module.forward(model, x)
+    assert set(moved) == {value.shape for value in found.values()} and len(moved) == len(found)
+    moved.clear()
+    run_module.validate(model, x, exact_schedule(model.layout(x), 4), repeats=1, progress=False)
+    assert moved.count(found["depth"].shape) == 2 * sum(v.shape == found["depth"].shape for v in found.values())
+
+
 def test_spectra_that_do_not_fit_are_left_out_with_a_note(done, weights, scene, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise MemoryError
@@ -300,6 +343,17 @@ def test_too_little_memory_is_said_before_any_work(weights, scene, tmp_path):
     with pytest.raises(AccelError, match=r"on cpu 4 frames need about .* may be used"):
         run([scene], tmp_path / "out", weights=str(weights), memory=1e5)
     assert not (tmp_path / "out").exists()
+    layout = TokenLayout(4, 2, 3, 4)
+    needed = peak_memory(SMALL, layout, frames_per_chunk=1)
+    for dense, held in ((True, 3), (False, 1)):
+        memory, found = needed.peak + held * needed.outputs, Settings(memory=1, dense=dense)
+        model = random_model(SMALL, torch.Generator().manual_seed(1))
+        assert run_module._memory(model, layout, replace(found, memory=memory), torch.device("cpu")) == (
+            memory,
+            held * needed.outputs / 4,
+        )
+        with pytest.raises(AccelError, match=r"or --no-dense, with which" if dense else r"on cpu 4 frames need"):
+            run_module._memory(model, layout, replace(found, memory=memory - 1), torch.device("cpu"))
 
 
 def test_a_run_within_memory_chooses_its_chunk(weights, scene, tmp_path):
@@ -313,7 +367,7 @@ def test_a_run_within_memory_chooses_its_chunk(weights, scene, tmp_path):
         tolerance=0.2,
         probe_frames=3,
         spectra=False,
-        memory=1.02 * needed.peak + needed.outputs,
+        memory=1.02 * needed.peak + 3 * needed.outputs,
     )
     assert found.schedule.frames_per_chunk == 1 and "chunks of 1 frames: 2 would need" in found.schedule.memory_reason
     assert found.results["memory"]["frames_per_chunk"] == 1
