@@ -12,7 +12,7 @@ time in the heads.
 
 Measured: the peak resident memory of fresh processes that run the testbed on the CPU, dense and planned (2 %
 tolerance, from a probe of four frames), less what they hold after loading (Linux). Growth exponents are slopes of log
-bytes against log N over the larger half of the numbers of frames; planned ones are of a plan for each number.
+bytes against log N between the two largest numbers of frames; planned ones are of another plan at each.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Annotated
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 import typer
 
@@ -151,10 +150,9 @@ def measured(frames: list[int], chunk: int) -> list[dict[str, float]]:
 
 
 def exponent(rows: list[dict[str, float]], name: str) -> float:
-    """Least-squares slope of log measured bytes against log N, over the larger half of the numbers of frames."""
-    own = [row for row in rows if row["name"] == name]
-    own = own[len(own) // 2 :] if len(own) > 3 else own
-    return float(np.polyfit(*(np.log([row[key] for row in own]) for key in ("tokens", "measured_bytes")), 1)[0])
+    """Slope of log measured bytes against log N between the two largest numbers of frames."""
+    a, b = [row for row in rows if row["name"] == name][-2:]
+    return math.log(b["measured_bytes"] / a["measured_bytes"]) / math.log(b["tokens"] / a["tokens"])
 
 
 @torch.no_grad()
